@@ -1,0 +1,245 @@
+//! Accuracy over a task, and time per question.
+//!
+//! Accuracy is measured in batches; time apart from it, at batch 1 unless told otherwise, after
+//! warm-up questions whose time is thrown away.
+
+use serde::{Deserialize, Serialize};
+use sesqui_dataset::DatasetError;
+use sesqui_reason::PromptError;
+
+use crate::answer;
+use crate::method::{Method, Responses};
+use crate::statistics::wilson_95;
+use crate::task::Task;
+
+/// How to evaluate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvaluationConfig {
+    /// Questions decoded together when accuracy is measured.
+    pub batch_size: usize,
+    /// Greatest number of generated tokens per question.
+    pub max_tokens: usize,
+    /// Questions of each test set; 0 means all.
+    pub questions: usize,
+    /// Questions of the validation set used while training; 0 means all.
+    pub validation_questions: usize,
+    /// Questions timed.
+    pub timing_questions: usize,
+    /// Questions answered before timing starts.
+    pub warm_up_questions: usize,
+    /// Questions answered together when time is measured.
+    pub timing_batch_size: usize,
+}
+
+impl Default for EvaluationConfig {
+    fn default() -> Self {
+        Self {
+            batch_size: 100,
+            max_tokens: 64,
+            questions: 0,
+            validation_questions: 200,
+            timing_questions: 50,
+            warm_up_questions: 5,
+            timing_batch_size: 1,
+        }
+    }
+}
+
+impl EvaluationConfig {
+    /// What is wrong with the numbers, if anything: the key and the reason.
+    pub fn problem(&self) -> Option<(&'static str, String)> {
+        [
+            ("batch_size", self.batch_size),
+            ("max_tokens", self.max_tokens),
+            ("timing_batch_size", self.timing_batch_size),
+        ]
+        .into_iter()
+        .find(|(_, value)| *value == 0)
+        .map(|(key, _)| (key, "must be at least 1".to_owned()))
+    }
+}
+
+/// One question and what came of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QuestionRow {
+    /// The problem's id.
+    pub id: String,
+    /// The question.
+    pub question: String,
+    /// What was generated, as text.
+    pub generated: String,
+    /// The answer found in it.
+    pub predicted: Option<String>,
+    /// The right answer.
+    pub answer: String,
+    /// Whether they match.
+    pub correct: bool,
+    /// Tokens generated.
+    pub tokens: usize,
+    /// Latent steps applied.
+    pub latent_steps: usize,
+    /// Layer executions while reasoning.
+    pub layer_calls: usize,
+    /// Floating-point operations.
+    pub flops: f64,
+}
+
+/// Mean milliseconds per question.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Questions answered together.
+    pub batch_size: usize,
+    /// Questions timed.
+    pub questions: usize,
+    /// The prompt.
+    pub prefill_ms: f64,
+    /// From the end of the prompt to the first token of the answer.
+    pub reason_ms: f64,
+    /// From there to the end.
+    pub answer_ms: f64,
+}
+
+impl Timing {
+    /// From the prompt to the last token.
+    pub fn total_ms(&self) -> f64 {
+        self.prefill_ms + self.reason_ms + self.answer_ms
+    }
+}
+
+/// What was measured on one task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// One row per question, in task order.
+    pub rows: Vec<QuestionRow>,
+    /// Time per question; all zero where no question was timed.
+    pub timing: Timing,
+}
+
+/// Why a task could not be evaluated.
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluationError {
+    /// A question does not fit.
+    #[error(transparent)]
+    Data(#[from] DatasetError),
+    /// A prompt does not fit the model.
+    #[error("{dataset}, {split}: {source}")]
+    Prompt {
+        /// The data set.
+        dataset: String,
+        /// The split.
+        split: String,
+        /// What is wrong.
+        source: PromptError,
+    },
+}
+
+impl Evaluation {
+    /// Questions answered rightly.
+    pub fn correct(&self) -> usize {
+        self.rows.iter().filter(|row| row.correct).count()
+    }
+
+    /// Share of questions answered rightly, 0 where there are none.
+    pub fn accuracy(&self) -> f64 {
+        self.correct() as f64 / self.rows.len().max(1) as f64
+    }
+
+    /// The 95 % Wilson interval of the accuracy.
+    pub fn interval(&self) -> (f64, f64) {
+        let interval = wilson_95(self.correct() as u64, self.rows.len() as u64);
+        (interval.low, interval.high)
+    }
+
+    /// Mean of a quantity over questions.
+    pub fn mean(&self, quantity: impl Fn(&QuestionRow) -> f64) -> f64 {
+        self.rows.iter().map(quantity).sum::<f64>() / self.rows.len().max(1) as f64
+    }
+}
+
+/// Answers every question of `task` in batches, then times some. `progress` hears how many
+/// questions are done.
+///
+/// # Errors
+///
+/// When a question fits neither layout nor model.
+pub fn evaluate(
+    method: &dyn Method,
+    task: Task<'_>,
+    config: &EvaluationConfig,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Evaluation, EvaluationError> {
+    let mut rows = Vec::with_capacity(task.problems.len());
+    while rows.len() < task.problems.len() {
+        let end = (rows.len() + config.batch_size).min(task.problems.len());
+        let range = rows.len()..end;
+        let responses = respond(method, &task, range.clone())?;
+        for (index, response) in range.zip(responses.rows) {
+            let problem = &task.problems[index];
+            let generated = task.tokenizer.decode(&response.tokens)?;
+            let predicted =
+                answer::extract(&generated, &task.format.answer_start, problem.answer_kind);
+            rows.push(QuestionRow {
+                id: problem.id.clone(),
+                question: problem.question.clone(),
+                correct: predicted
+                    .as_deref()
+                    .is_some_and(|found| answer::matches(found, &problem.answer, problem.answer_kind)),
+                generated,
+                predicted,
+                answer: problem.answer.clone(),
+                tokens: response.tokens.len(),
+                latent_steps: response.latent_steps,
+                layer_calls: response.layer_calls,
+                flops: response.flops,
+            });
+        }
+        progress(rows.len());
+    }
+    Ok(Evaluation { rows, timing: time(method, &task, config)? })
+}
+
+fn time(
+    method: &dyn Method,
+    task: &Task<'_>,
+    config: &EvaluationConfig,
+) -> Result<Timing, EvaluationError> {
+    let size = config.timing_batch_size;
+    let questions = config.timing_questions.min(task.problems.len());
+    if questions == 0 {
+        return Ok(Timing::default());
+    }
+    // Spread over the task, so that one length or source does not stand for all.
+    let batches = questions.div_ceil(size);
+    let stride = (task.problems.len() / batches).max(1);
+    let warm_up = config.warm_up_questions.div_ceil(size);
+    let mut timing = Timing { batch_size: size, ..Timing::default() };
+    for index in 0..warm_up + batches {
+        let start = (index.saturating_sub(warm_up) * stride).min(task.problems.len() - 1);
+        let end = (start + size).min(task.problems.len());
+        let responses = respond(method, task, start..end)?;
+        if index >= warm_up {
+            timing.questions += end - start;
+            timing.prefill_ms += 1e3 * responses.prefill.as_secs_f64();
+            timing.reason_ms += 1e3 * responses.reasoning.as_secs_f64();
+            timing.answer_ms += 1e3 * responses.answer.as_secs_f64();
+        }
+    }
+    let n = timing.questions as f64;
+    timing.prefill_ms /= n;
+    timing.reason_ms /= n;
+    timing.answer_ms /= n;
+    Ok(timing)
+}
+
+fn respond(
+    method: &dyn Method,
+    task: &Task<'_>,
+    rows: std::ops::Range<usize>,
+) -> Result<Responses, EvaluationError> {
+    method.respond(&task.prompt(rows)?).map_err(|source| EvaluationError::Prompt {
+        dataset: task.dataset.to_owned(),
+        split: task.split.to_owned(),
+        source,
+    })
+}

@@ -1,0 +1,16 @@
+//! Measuring: right answers, their interval, and what they cost.
+//!
+//! In here: tasks (problems with their encoding), methods of answering behind one trait, scoring,
+//! statistics, and the timing protocol.
+//!
+//! Must never be in here: how a model was trained; printing.
+
+pub mod answer;
+pub mod evaluate;
+pub mod method;
+pub mod statistics;
+pub mod task;
+
+pub use evaluate::{Evaluation, EvaluationConfig, EvaluationError, QuestionRow, Timing, evaluate};
+pub use method::{Method, Response, Responses, TokenDecoding};
+pub use task::Task;

@@ -1,0 +1,114 @@
+//! Ways of answering a question, with what each answer cost.
+
+use std::time::Duration;
+
+use burn::tensor::Device;
+use sesqui_model::Transformer;
+use sesqui_model::flops::Flops;
+use sesqui_reason::{Decoding, Prompt, PromptError, greedy};
+
+/// What one question got back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Response {
+    /// Generated token ids: reasoning, if it is in words, then the answer.
+    pub tokens: Vec<u32>,
+    /// Latent steps applied.
+    pub latent_steps: usize,
+    /// Layer executions while reasoning: one layer at one position is one.
+    pub layer_calls: usize,
+    /// Floating-point operations, prompt, reasoning and answer, head and attention included.
+    pub flops: f64,
+}
+
+/// What a batch got back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Responses {
+    /// One per prompt row.
+    pub rows: Vec<Response>,
+    /// The prompt, up to and including the choice of the first token or latent.
+    pub prefill: Duration,
+    /// From there to the first token of the answer, for the row that takes longest.
+    pub reasoning: Duration,
+    /// From there to the end.
+    pub answer: Duration,
+}
+
+/// A way of answering.
+pub trait Method {
+    /// Answers all rows of `prompt`.
+    ///
+    /// # Errors
+    ///
+    /// When the prompt does not fit the model.
+    fn respond(&self, prompt: &Prompt) -> Result<Responses, PromptError>;
+}
+
+/// Greedy decoding of tokens: with a chain of thought or without, as the model was trained.
+pub struct TokenDecoding<'a> {
+    /// The model, without autodiff.
+    pub model: &'a Transformer,
+    /// Where it is.
+    pub device: &'a Device,
+    /// When to stop.
+    pub decoding: Decoding,
+    /// The tokens that open the answer.
+    pub answer_start: &'a [u32],
+}
+
+impl Method for TokenDecoding<'_> {
+    fn respond(&self, prompt: &Prompt) -> Result<Responses, PromptError> {
+        let decoded = greedy(self.model, prompt, self.decoding, self.device)?;
+        let flops = Flops::new(self.model.config(), self.model.vocabulary());
+        let layers = self.model.layers.len();
+        let mut longest = 0;
+        let mut rows = Vec::with_capacity(decoded.rows.len());
+        for (row, real) in decoded.rows.into_iter().zip(prompt.real.chunks_exact(prompt.seq)) {
+            let asked = real.iter().filter(|&&real| real).count();
+            let generated = row.tokens.len();
+            let reasoning = reasoning_tokens(&row.tokens, self.answer_start);
+            longest = longest.max(reasoning);
+            rows.push(Response {
+                latent_steps: 0,
+                layer_calls: reasoning * layers,
+                flops: flops.layers(0, asked + generated) + flops.head() * (generated + 1) as f64,
+                tokens: row.tokens,
+            });
+        }
+        let longest = longest.min(decoded.steps.len());
+        Ok(Responses {
+            rows,
+            prefill: decoded.prefill,
+            reasoning: decoded.steps[..longest].iter().sum(),
+            answer: decoded.steps[longest..].iter().sum(),
+        })
+    }
+}
+
+/// Tokens before the answer's opening; all of them where it never opens.
+fn reasoning_tokens(tokens: &[u32], answer_start: &[u32]) -> usize {
+    if answer_start.is_empty() {
+        return tokens.len();
+    }
+    tokens
+        .windows(answer_start.len())
+        .position(|window| window == answer_start)
+        .unwrap_or(tokens.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasoning_ends_where_the_answer_opens() {
+        let cases: [(&[u32], &[u32], usize); 4] = [
+            (&[1, 2, 9, 4], &[9], 2),
+            (&[9, 4], &[9], 0),
+            (&[1, 2, 3], &[9], 3),
+            (&[1, 9, 1, 9, 8, 2], &[9, 8], 3),
+        ];
+        for (tokens, start, expected) in cases {
+            assert_eq!(reasoning_tokens(tokens, start), expected);
+        }
+    }
+}

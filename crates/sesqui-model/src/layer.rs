@@ -1,0 +1,155 @@
+//! One transformer layer `f_l`.
+
+use burn::module::Module;
+use burn::nn::{LayerNorm, Linear, RmsNorm};
+use burn::tensor::activation::{sigmoid, silu};
+use burn::tensor::{Device, Tensor};
+
+use crate::attention::{Attention, Rotary};
+use crate::cache::Admission;
+use crate::config::{Family, ModelConfig};
+use crate::initialize::{Initializer, Role, constant};
+use crate::mask::Visibility;
+
+/// The norm of a family.
+#[derive(Module, Debug)]
+pub enum Norm {
+    /// Mean and variance, with gain and bias (Ba et al. 2016).
+    Layer(LayerNorm),
+    /// Root mean square, with gain (Zhang and Sennrich 2019).
+    RootMeanSquare(RmsNorm),
+}
+
+impl Norm {
+    /// A norm over `d_model` that starts as the identity gain.
+    pub fn new(config: &ModelConfig, device: &Device) -> Self {
+        let gamma = constant(1.0, config.d_model, device);
+        match config.family {
+            Family::Gpt2 => {
+                // Burn's epsilon is private to its constructor; the parameters are ours.
+                let mut norm = burn::nn::LayerNormConfig::new(config.d_model)
+                    .with_epsilon(config.norm_epsilon)
+                    .init(device);
+                norm.gamma = gamma;
+                norm.beta = Some(constant(0.0, config.d_model, device));
+                Self::Layer(norm)
+            }
+            Family::Llama => {
+                Self::RootMeanSquare(RmsNorm { gamma, epsilon: config.norm_epsilon })
+            }
+        }
+    }
+
+    /// Normalises the last dimension of `[batch, seq, d_model]`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Layer(norm) => norm.forward(x),
+            Self::RootMeanSquare(norm) => norm.forward(x),
+        }
+    }
+}
+
+/// The position-wise part of a layer.
+#[derive(Module, Debug)]
+pub enum FeedForward {
+    /// `down(gelu(up(x)))`.
+    Gelu(GeluFeedForward),
+    /// `down(silu(gate(x)) * up(x))`.
+    SwiGlu(SwiGluFeedForward),
+}
+
+/// GPT-2's feed-forward part.
+#[derive(Module, Debug)]
+pub struct GeluFeedForward {
+    /// `[d_model] -> [d_feed_forward]`.
+    pub up: Linear,
+    /// `[d_feed_forward] -> [d_model]`.
+    pub down: Linear,
+}
+
+/// Llama's feed-forward part, gate and up in one map.
+#[derive(Module, Debug)]
+pub struct SwiGluFeedForward {
+    /// `[d_model] -> [2 d_feed_forward]`: gate, then up.
+    pub gate_up: Linear,
+    /// `[d_feed_forward] -> [d_model]`.
+    pub down: Linear,
+}
+
+impl FeedForward {
+    fn new(config: &ModelConfig, weights: &mut Initializer, device: &Device) -> Self {
+        let (d_model, width) = (config.d_model, config.d_feed_forward());
+        match config.family {
+            Family::Gpt2 => Self::Gelu(GeluFeedForward {
+                up: weights.linear([d_model, width], true, Role::Input, device),
+                down: weights.linear([width, d_model], true, Role::Output, device),
+            }),
+            Family::Llama => Self::SwiGlu(SwiGluFeedForward {
+                gate_up: weights.linear([d_model, 2 * width], false, Role::Input, device),
+                down: weights.linear([width, d_model], false, Role::Output, device),
+            }),
+        }
+    }
+
+    /// Position-wise map of `[batch, seq, d_model]`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Gelu(part) => part.down.forward(gelu_tanh(part.up.forward(x))),
+            Self::SwiGlu(part) => {
+                let joint = part.gate_up.forward(x);
+                let width = joint.dims()[2] / 2;
+                let gate = joint.clone().narrow(2, 0, width);
+                part.down.forward(silu(gate) * joint.narrow(2, width, width))
+            }
+        }
+    }
+}
+
+/// GELU in its tanh form, written as `x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))`, the same function
+/// (Hendrycks and Gimpel 2016, section 2): one sigmoid instead of a tanh, and no `powf`.
+pub fn gelu_tanh(x: Tensor<3>) -> Tensor<3> {
+    let slope = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
+    let square = x.clone() * x.clone();
+    let inner = x.clone() * square.mul_scalar(0.044715 * slope).add_scalar(slope);
+    x * sigmoid(inner)
+}
+
+/// One pre-norm layer: attention, then the feed-forward part, each added to the residual stream.
+#[derive(Module, Debug)]
+pub struct Layer {
+    /// Norm before attention.
+    pub attention_norm: Norm,
+    /// Self-attention.
+    pub attention: Attention,
+    /// Norm before the feed-forward part.
+    pub feed_forward_norm: Norm,
+    /// Position-wise part.
+    pub feed_forward: FeedForward,
+}
+
+impl Layer {
+    /// A new layer.
+    pub fn new(config: &ModelConfig, weights: &mut Initializer, device: &Device) -> Self {
+        let bias = config.family == Family::Gpt2;
+        Self {
+            attention_norm: Norm::new(config, device),
+            attention: Attention::new(config, bias, weights, device),
+            feed_forward_norm: Norm::new(config, device),
+            feed_forward: FeedForward::new(config, weights, device),
+        }
+    }
+
+    /// `h_l = f_l(h_{l-1})`, `[batch, seq, d_model]` in and out.
+    pub fn forward(
+        &self,
+        hidden: Tensor<3>,
+        rotary: Option<&Rotary>,
+        visibility: &Visibility,
+        cache: Option<Admission<'_>>,
+    ) -> Tensor<3> {
+        let normed = self.attention_norm.forward(hidden.clone());
+        let hidden = hidden + self.attention.forward(normed, rotary, visibility, cache);
+        let normed = self.feed_forward_norm.forward(hidden.clone());
+        hidden + self.feed_forward.forward(normed)
+    }
+}

@@ -1,0 +1,103 @@
+//! A rectangle of questions, padded on the left.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+/// Questions to decode from, row-major `[batch, seq]`. Padding is on the left, so that every row's
+/// next token comes in the same column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// Rows.
+    pub batch: usize,
+    /// Columns.
+    pub seq: usize,
+    /// Token ids; anything at pads.
+    pub ids: Vec<i32>,
+    /// Position ids; anything at pads.
+    pub positions: Vec<i32>,
+    /// False at pads.
+    pub real: Vec<bool>,
+    /// Position id of each row's first generated token.
+    pub next_position: Vec<i32>,
+}
+
+/// Why a prompt cannot be decoded from.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PromptError {
+    /// The lists do not make a rectangle.
+    #[error("a prompt of {batch} x {seq} holds {found} {what}")]
+    Shape {
+        /// Rows.
+        batch: usize,
+        /// Columns.
+        seq: usize,
+        /// Which list.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+    },
+    /// A token or position that the model has no row for.
+    #[error("{what} {value} of row {row} is outside 0..{limit}")]
+    Range {
+        /// Token id or position.
+        what: &'static str,
+        /// The value.
+        value: i32,
+        /// The row.
+        row: usize,
+        /// One past the greatest.
+        limit: usize,
+    },
+    /// A row of nothing but padding.
+    #[error("row {row} is empty")]
+    Empty {
+        /// The row.
+        row: usize,
+    },
+}
+
+impl Prompt {
+    /// Checks shapes and ranges: indices are not checked on GPU backends.
+    ///
+    /// # Errors
+    ///
+    /// Names the list, or the row and value, that does not fit.
+    pub fn validate(&self, vocabulary: usize, context: usize) -> Result<(), PromptError> {
+        let (batch, seq) = (self.batch, self.seq);
+        for (what, found, wanted) in [
+            ("ids", self.ids.len(), batch * seq),
+            ("positions", self.positions.len(), batch * seq),
+            ("pad flags", self.real.len(), batch * seq),
+            ("next positions", self.next_position.len(), batch),
+        ] {
+            if found != wanted {
+                return Err(PromptError::Shape { batch, seq, what, found });
+            }
+        }
+        for row in 0..batch {
+            let cells = row * seq..(row + 1) * seq;
+            if !self.real[cells.clone()].iter().any(|&real| real) {
+                return Err(PromptError::Empty { row });
+            }
+            for cell in cells {
+                for (what, value, limit) in [
+                    ("token", self.ids[cell], vocabulary),
+                    ("position", self.positions[cell], context),
+                ] {
+                    if usize::try_from(value).is_ok_and(|value| value < limit) {
+                        continue;
+                    }
+                    return Err(PromptError::Range { what, value, row, limit });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ids and positions on a device, `[batch, seq]` each.
+    pub fn tensors(&self, device: &Device) -> (Tensor<2, Int>, Tensor<2, Int>) {
+        let upload = |values: &[i32]| {
+            Tensor::from_data(TensorData::new(values.to_vec(), [self.batch, self.seq]), device)
+        };
+        (upload(&self.ids), upload(&self.positions))
+    }
+}

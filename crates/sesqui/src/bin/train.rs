@@ -1,0 +1,155 @@
+//! Trains the stages of an experiment, evaluates them, and prints one table.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use burn::train::Interrupter;
+use clap::Parser;
+use jiff::Timestamp;
+use sesqui::cli::{ConfigArguments, PlaceArguments};
+use sesqui::measure::{Subject, measure, table};
+use sesqui::misuse::{INTERRUPTED, report};
+use sesqui::screen::{RendererChoice, spinner, stop_on_ctrl_c};
+use sesqui::stage::{Run, checkpoint_name, for_inference};
+use sesqui::workbench::{Workbench, data_root};
+use sesqui::{describe, provenance};
+use sesqui_run::{RowWriter, RunDirectory, Summary};
+use sesqui_trainer::Stop;
+
+/// Train the stages of an experiment, evaluate each, and print one table.
+#[derive(Parser, Debug)]
+#[command(version, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(flatten)]
+    config: ConfigArguments,
+
+    #[command(flatten)]
+    place: PlaceArguments,
+
+    /// Run directory; resumes the run that is there [default: a fresh folder under runs/]
+    #[arg(long, value_name = "DIR")]
+    run: Option<PathBuf>,
+
+    /// What to show while training
+    #[arg(long, value_enum, default_value_t = RendererChoice::Auto)]
+    renderer: RendererChoice,
+
+    /// Shrink data, model and steps so that the run gets through in seconds
+    #[arg(long)]
+    smoke: bool,
+
+    /// Print configuration, shapes, parameters and one batch, then stop
+    #[arg(long)]
+    dry_run: bool,
+
+    /// List the experiments under experiments/, with the score to expect, then stop
+    #[arg(long)]
+    list: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  train                                             the quick start: arith-dag, on the CPU
+  train --renderer plain --run runs/first           a plain log; the same command resumes
+  train --config experiments/gsm8k/cot.toml         an experiment file
+  train --set seed=2 --set stages.cot.training.steps=600
+  train --backend cuda                              a build with --features cuda
+Ctrl-C once finishes the step, saves and prints the command that resumes; twice leaves at once.
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 stopped and resumable.";
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    arguments.place.backend.settle();
+    match train(&arguments) {
+        Ok(code) => code,
+        Err(error) => report(&error),
+    }
+}
+
+#[allow(clippy::print_stdout)]
+fn train(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.list {
+        println!("{}", describe::list("experiments".as_ref())?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut resolved = arguments.config.resolve()?;
+    if arguments.smoke {
+        resolved = sesqui::smoke::shrink(resolved)?;
+    }
+    let experiment = &resolved.value;
+    experiment.validate()?;
+    let device = arguments.place.backend.device()?;
+
+    let waiting = spinner("reading data");
+    let workbench = Workbench::new(experiment, &data_root(arguments.place.data_root.as_deref()))?;
+    waiting.finish_and_clear();
+    if arguments.dry_run {
+        println!("{}", resolved.text);
+        println!("{}", describe::dry_run(experiment, &workbench, &device)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+
+    let started = Timestamp::now();
+    let directory = match &arguments.run {
+        Some(path) => RunDirectory::open_or_create(path, &resolved.text)?,
+        None => {
+            let variant = arguments.config.variant();
+            let (hash, text) = (&resolved.hash, &resolved.text);
+            RunDirectory::create("runs".as_ref(), started, &variant, hash, text)?
+        }
+    };
+    provenance::record(&directory, started, experiment, &workbench, arguments.place.backend)?;
+
+    let interrupter = Interrupter::new();
+    stop_on_ctrl_c(&interrupter)?;
+    let mut renderer = arguments.renderer.open(&directory, &interrupter)?;
+    let (mut metrics, _torn) = RowWriter::open(&directory.metrics())?;
+    renderer.line(&provenance::opening(&directory, experiment, &workbench, arguments.place.backend));
+
+    let run = Run {
+        experiment,
+        config_text: &resolved.text,
+        paths: &directory,
+        workbench: &workbench,
+        device: &device,
+        interrupter: &interrupter,
+    };
+    let mut trained = Vec::new();
+    for stage in &experiment.stages {
+        let outcome = run.train(stage, &mut renderer, &mut metrics)?;
+        if outcome.stop == Stop::Interrupted {
+            renderer.close();
+            println!("resume with: {}", provenance::resume_command(&directory));
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+        let folder = run.checkpoints(stage)?.path(outcome.state.step);
+        trained.push((stage, for_inference(outcome.model), folder));
+    }
+    renderer.close();
+
+    let mut summary = Summary {
+        run: directory.name(),
+        variant: arguments.config.variant(),
+        config_hash: resolved.hash.clone(),
+        ..Summary::default()
+    };
+    for (stage, model, folder) in &trained {
+        let subject = Subject {
+            method: &stage.name,
+            checkpoint: checkpoint_name(&stage.name, folder),
+            seed: experiment.seed,
+        };
+        for task in workbench.test_tasks(experiment) {
+            let config = &experiment.evaluation;
+            let row = measure(model, &device, task, config, &subject, Some(&directory))?;
+            summary.rows.push(row);
+        }
+    }
+    summary.write(&directory.summary())?;
+    println!("{}", table(&summary.rows));
+    println!("{}", sesqui::measure::legend(&experiment.evaluation));
+    println!("run directory: {}", directory.folder().display());
+    Ok(ExitCode::SUCCESS)
+}
+

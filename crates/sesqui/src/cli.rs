@@ -1,0 +1,64 @@
+//! Arguments that the programs share.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use sesqui_run::{ConfigSource, Resolved};
+
+use crate::backend::Backend;
+use crate::experiment::Experiment;
+
+/// Which configuration.
+#[derive(Args, Clone, Debug)]
+pub struct ConfigArguments {
+    /// Experiment file [default: the built-in arith-dag quick start]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Override one setting; repeatable, for example --set stages.cot.training.steps=600
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// Where to compute and where the data is.
+#[derive(Args, Clone, Debug)]
+pub struct PlaceArguments {
+    /// Where tensors live
+    #[arg(long, value_enum, default_value_t = Backend::Cpu)]
+    pub backend: Backend,
+
+    /// Folder that holds one folder per published data set [default: $SESQUI_DATA, else datasets/]
+    #[arg(long, value_name = "DIR")]
+    pub data_root: Option<PathBuf>,
+}
+
+impl ConfigArguments {
+    /// Resolves defaults, file and overrides, in this order.
+    ///
+    /// # Errors
+    ///
+    /// Names the key, where it was set, and the nearest valid one.
+    pub fn resolve(&self) -> Result<Resolved<Experiment>> {
+        let source = match &self.config {
+            Some(path) => ConfigSource::File(path.clone()),
+            None => ConfigSource::Defaults,
+        };
+        Ok(sesqui_run::load(source, &self.set)?)
+    }
+
+    /// The name of the variant in run directories: the file's study and stem.
+    pub fn variant(&self) -> String {
+        match &self.config {
+            None => "arith-dag".to_owned(),
+            Some(path) => {
+                let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                let study = path.parent().and_then(Path::file_name);
+                match study {
+                    Some(study) => format!("{}-{stem}", study.to_string_lossy()),
+                    None => stem,
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The configuration of a run: one struct, resolved once, then frozen.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use sesqui_dataset::DatasetConfig;
+use sesqui_dataset::batch::{BatchConfig, Grouping};
+use sesqui_dataset::encode::{Positions, Supervision, TextFormat};
+use sesqui_dataset::read::BadRows;
+use sesqui_dataset::tokenizer::TokenizerConfig;
+use sesqui_eval::EvaluationConfig;
+use sesqui_model::ModelConfig;
+use sesqui_trainer::TrainingConfig;
+use sesqui_trainer::config::CheckpointPolicy;
+
+use crate::misuse::Misuse;
+
+/// Everything that decides what a run computes. The backend is not part of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Experiment {
+    /// Seed of generated data, initial weights, batch order and device randomness.
+    pub seed: u64,
+    /// What to do with a malformed row.
+    pub bad_rows: BadRows,
+    /// Position ids.
+    pub positions: Positions,
+    /// The data set.
+    pub data: DatasetConfig,
+    /// The tokenizer.
+    pub tokenizer: TokenizerConfig,
+    /// Markers between question, steps and answer.
+    pub format: TextFormat,
+    /// The backbone, unless a stage starts from a Hugging Face checkpoint.
+    pub model: ModelConfig,
+    /// How accuracy and time are measured.
+    pub evaluation: EvaluationConfig,
+    /// What is trained, in order.
+    pub stages: Vec<Stage>,
+}
+
+/// One trained model on the way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// Name in rows, tables and checkpoint folders; unique in the run.
+    pub name: String,
+    /// What a step minimises.
+    pub objective: Objective,
+    /// Where the weights come from.
+    #[serde(default)]
+    pub initialize: Initialize,
+    /// How rows become batches.
+    #[serde(default)]
+    pub batches: BatchConfig,
+    /// How long and how to train.
+    #[serde(default)]
+    pub training: TrainingConfig,
+}
+
+/// What a step minimises.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Objective {
+    /// Next-token prediction on the chain of thought and the answer.
+    Cot,
+    /// Next-token prediction on the answer alone.
+    NoCot,
+}
+
+/// Where a stage's weights come from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Initialize {
+    /// Drawn from the seed.
+    #[default]
+    Scratch,
+    /// The last checkpoint of an earlier stage of this run.
+    Stage {
+        /// Its name.
+        stage: String,
+    },
+    /// A checkpoint folder of any run with the same tokenizer and shape.
+    Checkpoint {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A folder with `config.json` and `model.safetensors`; its shape replaces `[model]`.
+    HuggingFace {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+impl Objective {
+    /// What a training sequence contains under this objective.
+    pub fn supervision(&self) -> Supervision {
+        match self {
+            Self::Cot => Supervision::ChainOfThought,
+            Self::NoCot => Supervision::AnswerOnly,
+        }
+    }
+}
+
+impl Default for Experiment {
+    /// The quick start: `experiments/arith-dag/default.toml` says the same, and a test compares.
+    fn default() -> Self {
+        let stage = |name: &str, objective: Objective, keep_at: Vec<u64>| Stage {
+            name: name.to_owned(),
+            objective,
+            initialize: Initialize::Scratch,
+            batches: BatchConfig { grouping: Grouping::ByLength, ..BatchConfig::default() },
+            training: TrainingConfig {
+                checkpoints: CheckpointPolicy { keep_at, ..CheckpointPolicy::default() },
+                ..TrainingConfig::default()
+            },
+        };
+        Self {
+            seed: 1,
+            bad_rows: BadRows::default(),
+            positions: Positions::Aligned,
+            data: DatasetConfig::default(),
+            tokenizer: TokenizerConfig::default(),
+            format: TextFormat::default(),
+            model: ModelConfig::default(),
+            evaluation: EvaluationConfig::default(),
+            stages: vec![
+                stage("no_cot", Objective::NoCot, Vec::new()),
+                stage("cot", Objective::Cot, vec![250]),
+            ],
+        }
+    }
+}
+
+impl Experiment {
+    /// Shrinks data, model and steps so that a run gets through in seconds: what it computes is
+    /// worthless, that it computes is the point.
+    pub fn shrink(&mut self) {
+        self.data.shrink(40);
+        self.model.layers = self.model.layers.min(2);
+        self.model.d_model = self.model.heads * (self.model.d_model / self.model.heads).min(8);
+        self.model.d_feed_forward = 0;
+        self.evaluation.questions = 20;
+        self.evaluation.validation_questions = 20;
+        self.evaluation.timing_questions = 4;
+        self.evaluation.warm_up_questions = 1;
+        for stage in &mut self.stages {
+            let training = &mut stage.training;
+            training.steps = training.steps.min(20);
+            training.log_every = training.log_every.min(5);
+            training.validate_every = training.validate_every.min(10);
+            training.checkpoints.every = training.checkpoints.every.min(5);
+            let last = training.steps;
+            training.checkpoints.keep_at.iter_mut().for_each(|step| *step = (*step).min(last));
+            training.checkpoints.keep_at.dedup();
+        }
+    }
+
+    /// Checks what would go wrong later, before anything is read or trained.
+    ///
+    /// # Errors
+    ///
+    /// Names the key and what to change.
+    pub fn validate(&self) -> Result<(), Misuse> {
+        let fail = |key: String, reason: String| Err(Misuse(format!("{key}: {reason}")));
+        self.model.validate().map_err(|error| Misuse(error.to_string()))?;
+        if let Some((key, reason)) = self.evaluation.problem() {
+            return fail(format!("evaluation.{key}"), reason);
+        }
+        if self.stages.is_empty() {
+            return fail("stages".to_owned(), "there is nothing to train; add a [[stages]]".to_owned());
+        }
+        for (index, stage) in self.stages.iter().enumerate() {
+            let key = |part: &str| format!("stages.{}.{part}", stage.name);
+            let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+            if stage.name.is_empty() || !stage.name.chars().all(plain) {
+                return fail(
+                    format!("stages.{index}.name"),
+                    format!("{:?} names a folder: use letters, digits, `_` and `-`", stage.name),
+                );
+            }
+            let earlier = &self.stages[..index];
+            if earlier.iter().any(|other| other.name == stage.name) {
+                return fail(format!("stages.{index}.name"), format!("{:?} is taken", stage.name));
+            }
+            if let Initialize::Stage { stage: from } = &stage.initialize
+                && !earlier.iter().any(|other| other.name == *from)
+            {
+                let names: Vec<&str> = earlier.iter().map(|other| other.name.as_str()).collect();
+                return fail(
+                    key("initialize.stage"),
+                    format!("no earlier stage is called {from:?}; there are: {}", names.join(", ")),
+                );
+            }
+            if let Some((part, reason)) = stage.training.problem() {
+                return fail(key(&format!("training.{part}")), reason);
+            }
+            if stage.batches.batch_size == 0 {
+                return fail(key("batches.batch_size"), "must be at least 1".to_owned());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,20 @@
+//! The program behind `train`, `evaluate`, `generate` and `prepare`.
+//!
+//! In here: the configuration of a run, the choice of a device, the command lines, and the wiring
+//! of the other crates.
+//!
+//! Must never be in here: numerics. What a step computes is in `sesqui-distill`, what a layer
+//! computes in `sesqui-model`.
+
+pub mod backend;
+pub mod cli;
+pub mod describe;
+pub mod experiment;
+pub mod measure;
+pub mod misuse;
+pub mod opened;
+pub mod provenance;
+pub mod screen;
+pub mod smoke;
+pub mod stage;
+pub mod workbench;

@@ -1,0 +1,126 @@
+//! Evaluating trained models: rows on disk, rows in the table.
+
+use std::io::Write;
+
+use anyhow::{Context, Result};
+use burn::tensor::Device;
+use comfy_table::{CellAlignment, Table, presets};
+use sesqui_eval::{Evaluation, EvaluationConfig, Task, evaluate};
+use sesqui_model::Transformer;
+use sesqui_run::{RunPaths, SummaryRow, atomic_write};
+
+use crate::screen;
+use crate::stage::token_decoding;
+
+/// Whose answers are measured.
+#[derive(Clone, Debug)]
+pub struct Subject<'a> {
+    /// Name of the method in tables.
+    pub method: &'a str,
+    /// `<stage>/step-…`.
+    pub checkpoint: String,
+    /// Seed of the run that trained it.
+    pub seed: u64,
+}
+
+/// Measures `model` on `task` and writes `eval/<method>_<split>.json` and `.jsonl`.
+///
+/// # Errors
+///
+/// When a question does not fit or a file cannot be written.
+pub fn measure(
+    model: &Transformer,
+    device: &Device,
+    task: Task<'_>,
+    config: &EvaluationConfig,
+    subject: &Subject<'_>,
+    paths: Option<&RunPaths>,
+) -> Result<SummaryRow> {
+    let bar = screen::progress(
+        task.problems.len(),
+        &format!("{} on {} {}", subject.method, task.dataset, task.split),
+    );
+    let method = token_decoding(model, device, &task, config)?;
+    let found = evaluate(&method, task, config, &mut |done| bar.set_position(done as u64))?;
+    bar.finish_and_clear();
+    let row = summary_row(&found, &task, subject);
+    if let Some(paths) = paths {
+        record(&found, &row, paths).context("cannot write the evaluation")?;
+    }
+    Ok(row)
+}
+
+fn summary_row(found: &Evaluation, task: &Task<'_>, subject: &Subject<'_>) -> SummaryRow {
+    let (ci_low, ci_high) = found.interval();
+    SummaryRow {
+        method: subject.method.to_owned(),
+        dataset: task.dataset.to_owned(),
+        split: task.split.to_owned(),
+        n: found.rows.len() as u64,
+        accuracy: found.accuracy(),
+        ci_low,
+        ci_high,
+        tokens: found.mean(|row| row.tokens as f64),
+        latent_steps: found.mean(|row| row.latent_steps as f64),
+        layer_calls: found.mean(|row| row.layer_calls as f64),
+        flops: found.mean(|row| row.flops),
+        reason_ms: found.timing.reason_ms,
+        total_ms: found.timing.total_ms(),
+        seed: subject.seed,
+        checkpoint: subject.checkpoint.clone(),
+    }
+}
+
+fn record(found: &Evaluation, row: &SummaryRow, paths: &RunPaths) -> Result<()> {
+    let name = format!("{}_{}", row.method, row.split);
+    let json = serde_json::json!({ "schema": 1, "summary": row, "timing": found.timing });
+    let path = paths.evaluation(&name)?;
+    atomic_write(&path, format!("{json:#}\n").as_bytes())?;
+    let mut lines = Vec::new();
+    for row in &found.rows {
+        serde_json::to_writer(&mut lines, row)?;
+        lines.write_all(b"\n")?;
+    }
+    atomic_write(&path.with_extension("jsonl"), &lines)?;
+    Ok(())
+}
+
+/// The comparison table, costs as means per question.
+pub fn table(rows: &[SummaryRow]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header([
+        "method", "dataset", "split", "n", "accuracy %", "95 % interval", "tokens", "latents",
+        "layer calls", "MFLOPs", "reason ms", "total ms",
+    ]);
+    for row in rows {
+        table.add_row([
+            row.method.clone(),
+            row.dataset.clone(),
+            row.split.clone(),
+            row.n.to_string(),
+            format!("{:.1}", 100.0 * row.accuracy),
+            format!("{:.1} – {:.1}", 100.0 * row.ci_low, 100.0 * row.ci_high),
+            format!("{:.1}", row.tokens),
+            format!("{:.1}", row.latent_steps),
+            format!("{:.1}", row.layer_calls),
+            format!("{:.2}", row.flops / 1e6),
+            format!("{:.2}", row.reason_ms),
+            format!("{:.2}", row.total_ms),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(3) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
+}
+
+/// What the columns of the table mean.
+pub fn legend(config: &EvaluationConfig) -> String {
+    format!(
+        "Means per question. Interval: Wilson. Layer calls: layers run while reasoning. MFLOPs: \
+         prompt, reasoning and answer.\nTimes at batch {} over {} questions spread over the split, \
+         after {} for warm-up; reasoning runs from the end of the prompt to the answer.",
+        config.timing_batch_size, config.timing_questions, config.warm_up_questions
+    )
+}

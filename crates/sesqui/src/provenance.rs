@@ -1,0 +1,100 @@
+//! Who ran what, on what: for the run directory and for the first line on the screen.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Result;
+use jiff::Timestamp;
+use sesqui_run::{Invocation, Program, RunPaths};
+
+use crate::backend::Backend;
+use crate::experiment::Experiment;
+use crate::workbench::Workbench;
+
+/// The version of Burn this program is pinned to.
+const BURN: &str = "0.22.1";
+
+/// Adds this start to the run's `invocation.json`.
+///
+/// # Errors
+///
+/// When the file is damaged or cannot be written.
+pub fn record(
+    paths: &RunPaths,
+    started: Timestamp,
+    experiment: &Experiment,
+    workbench: &Workbench,
+    backend: Backend,
+) -> Result<()> {
+    let data = workbench
+        .corpus
+        .sources
+        .iter()
+        .map(|(path, hash)| (path.display().to_string(), hash.clone()))
+        .chain([("tokenizer".to_owned(), workbench.tokenizer.hash()?)])
+        .collect();
+    let program = Program {
+        argv: std::env::args().collect(),
+        started,
+        burn_version: BURN.to_owned(),
+        backend: backend.name().to_owned(),
+        device: backend.name().to_owned(),
+        data,
+        seeds: BTreeMap::from([("experiment".to_owned(), experiment.seed)]),
+    };
+    Invocation::observe(program, Path::new(".")).record(&paths.invocation())?;
+    Ok(())
+}
+
+/// What is about to happen, in a few lines.
+pub fn opening(
+    paths: &RunPaths,
+    experiment: &Experiment,
+    workbench: &Workbench,
+    backend: Backend,
+) -> String {
+    let corpus = &workbench.corpus;
+    let tests: Vec<String> = corpus
+        .tests
+        .iter()
+        .map(|test| format!("{} {}", test.problems.len(), test.name))
+        .collect();
+    let skipped = match corpus.skipped.len() {
+        0 => String::new(),
+        n => format!("\nskipped    {n} rows, the first: {}", corpus.skipped[0]),
+    };
+    format!(
+        "run        {}\nbackend    {}\ndata       {}: {} train, {} validation, {}{skipped}\n\
+         tokenizer  {} ids\nmodel      {} layers, d_model {}, {} heads, {} positions",
+        paths.folder().display(),
+        backend.name(),
+        corpus.name,
+        corpus.train.len(),
+        corpus.validation.len(),
+        tests.join(", "),
+        workbench.tokenizer.vocab_size(),
+        experiment.model.layers,
+        experiment.model.d_model,
+        experiment.model.heads,
+        experiment.model.context,
+    )
+}
+
+/// The command line that goes on with this run: the same arguments, at this directory.
+pub fn resume_command(paths: &RunPaths) -> String {
+    let mut words: Vec<String> = std::env::args().collect();
+    if !words.iter().any(|word| word == "--run" || word.starts_with("--run=")) {
+        words.push("--run".to_owned());
+        words.push(paths.folder().display().to_string());
+    }
+    words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}

@@ -1,0 +1,20 @@
+//! `--smoke`: the real configuration, made small by one function.
+
+use anyhow::Result;
+use sesqui_run::{ConfigSource, Resolved};
+
+use crate::experiment::Experiment;
+
+/// Shrinks a resolved configuration and freezes it again, so that a smoke run's directory says what
+/// was really run.
+///
+/// # Errors
+///
+/// When the shrunk configuration cannot be frozen.
+pub fn shrink(resolved: Resolved<Experiment>) -> Result<Resolved<Experiment>> {
+    let mut experiment = resolved.value;
+    experiment.shrink();
+    let file = tempfile::Builder::new().suffix(".toml").tempfile()?;
+    std::fs::write(file.path(), toml::to_string(&experiment)?)?;
+    Ok(sesqui_run::load(ConfigSource::File(file.path().to_owned()), &[])?)
+}

@@ -1,0 +1,172 @@
+//! Data on the table: problems, tokenizer, encodings, position layout.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use sesqui_dataset::batch::{Skipped, fit_context};
+use sesqui_dataset::encode::{EncodedProblem, PositionLayout, Sequence, Supervision, encode_all, sequence};
+use sesqui_dataset::tokenizer::Tokenizer;
+use sesqui_dataset::{Corpus, Problem};
+use sesqui_distill::SequenceBatches;
+use sesqui_eval::Task;
+
+use crate::experiment::{Experiment, Stage};
+
+/// What every stage of a run reads.
+pub struct Workbench {
+    /// The problems.
+    pub corpus: Corpus,
+    /// The tokenizer of all stages.
+    pub tokenizer: Tokenizer,
+    /// Position ids of all stages.
+    pub layout: PositionLayout,
+    train: Vec<EncodedProblem>,
+    validation: Split,
+    tests: Vec<Split>,
+}
+
+/// The part of a split that is asked, and its encoding.
+struct Split {
+    name: String,
+    problems: Vec<Problem>,
+    encoded: Vec<EncodedProblem>,
+}
+
+/// The data root: `--data-root`, else `SESQUI_DATA`, else `datasets/`.
+pub fn data_root(flag: Option<&Path>) -> PathBuf {
+    flag.map(Path::to_owned)
+        .or_else(|| std::env::var_os("SESQUI_DATA").map(PathBuf::from))
+        .unwrap_or_else(|| PathBuf::from("datasets"))
+}
+
+impl Workbench {
+    /// Reads or generates the data, trains or loads the tokenizer, encodes everything.
+    ///
+    /// # Errors
+    ///
+    /// When data is missing or malformed, naming file, line and remedy.
+    pub fn new(experiment: &Experiment, root: &Path) -> Result<Self> {
+        let corpus = experiment.data.load(Some(root), experiment.seed, experiment.bad_rows)?;
+        let markers = experiment.format.markers();
+        let texts = corpus.train.iter().flat_map(texts).chain(markers);
+        let tokenizer = Tokenizer::from_config(&experiment.tokenizer, root, texts)
+            .context("cannot make the tokenizer")?;
+        Self::with_tokenizer(experiment, corpus, tokenizer)
+    }
+
+    /// As [`Workbench::new`], with a tokenizer that a checkpoint brought along.
+    ///
+    /// # Errors
+    ///
+    /// When data is missing or malformed, naming file, line and remedy.
+    pub fn reopen(experiment: &Experiment, root: &Path, tokenizer: Tokenizer) -> Result<Self> {
+        let corpus = experiment.data.load(Some(root), experiment.seed, experiment.bad_rows)?;
+        Self::with_tokenizer(experiment, corpus, tokenizer)
+    }
+
+    fn with_tokenizer(
+        experiment: &Experiment,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+    ) -> Result<Self> {
+        let encode = |problems: &[Problem]| encode_all(&tokenizer, &experiment.format, problems);
+        let asked = |name: &str, problems: &[Problem], limit: usize| -> Result<Split> {
+            let problems: Vec<Problem> =
+                spread(problems.len(), limit).map(|index| problems[index].clone()).collect();
+            let encoded = encode(&problems)?;
+            Ok(Split { name: name.to_owned(), problems, encoded })
+        };
+        let evaluation = &experiment.evaluation;
+        let train = encode(&corpus.train)?;
+        let validation =
+            asked("validation", &corpus.validation, evaluation.validation_questions)?;
+        let tests = corpus
+            .tests
+            .iter()
+            .map(|test| asked(&test.name, &test.problems, evaluation.questions))
+            .collect::<Result<Vec<_>>>()?;
+        let held_out = tests.iter().chain([&validation]).flat_map(|split| &split.encoded);
+        let layout = experiment.positions.resolve(train.iter().chain(held_out));
+        Ok(Self { corpus, tokenizer, layout, train, validation, tests })
+    }
+
+    /// Training batches of a stage, with what did not fit `context` positions.
+    ///
+    /// # Errors
+    ///
+    /// When a problem is too long and the stage does not say `too_long = "skip"`, or nothing is
+    /// left.
+    pub fn batches(
+        &self,
+        stage: &Stage,
+        context: usize,
+        seed: u64,
+    ) -> Result<(SequenceBatches, Vec<Skipped>)> {
+        let supervision = stage.objective.supervision();
+        let fitted = fit_context(
+            self.train.clone(),
+            supervision,
+            self.layout,
+            context,
+            stage.batches.too_long,
+        )?;
+        let identities = fitted.problems.iter().map(|problem| problem.id.clone()).collect();
+        let sequences = fitted
+            .problems
+            .iter()
+            .map(|problem| sequence(problem, supervision, self.layout))
+            .collect::<Result<Vec<_>, _>>()?;
+        let pad = self.tokenizer.pad_id();
+        let batches = SequenceBatches::new(sequences, identities, &stage.batches, seed, pad)
+            .with_context(|| format!("stage {}", stage.name))?;
+        Ok((batches, fitted.skipped))
+    }
+
+    /// The validation questions that are asked, as training sequences of a supervision.
+    ///
+    /// # Errors
+    ///
+    /// When a question does not fit the position layout.
+    pub fn validation_sequences(&self, supervision: Supervision) -> Result<Vec<Sequence>> {
+        let sequences = self
+            .validation
+            .encoded
+            .iter()
+            .map(|problem| sequence(problem, supervision, self.layout))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(sequences)
+    }
+
+    /// The validation set as a task.
+    pub fn validation_task<'a>(&'a self, experiment: &'a Experiment) -> Task<'a> {
+        self.task(experiment, &self.validation)
+    }
+
+    /// Every test set as a task.
+    pub fn test_tasks<'a>(&'a self, experiment: &'a Experiment) -> Vec<Task<'a>> {
+        self.tests.iter().map(|split| self.task(experiment, split)).collect()
+    }
+
+    fn task<'a>(&'a self, experiment: &'a Experiment, split: &'a Split) -> Task<'a> {
+        Task {
+            dataset: experiment.data.name(),
+            split: &split.name,
+            problems: &split.problems,
+            encoded: &split.encoded,
+            tokenizer: &self.tokenizer,
+            format: &experiment.format,
+            layout: self.layout,
+        }
+    }
+}
+
+fn texts(problem: &Problem) -> impl Iterator<Item = &str> {
+    let steps = problem.steps.iter().map(|step| step.text.as_str());
+    [problem.question.as_str()].into_iter().chain(steps).chain([problem.answer.as_str()])
+}
+
+/// `limit` indices spread evenly over `0..n`, all of them for 0: splits may be sorted by difficulty.
+fn spread(n: usize, limit: usize) -> impl Iterator<Item = usize> {
+    let limit = if limit == 0 { n } else { limit.min(n) };
+    (0..limit).map(move |index| index * n / limit.max(1))
+}
