@@ -41,7 +41,7 @@ pub struct TestSplit {
 
 /// A data set by name, with its settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "kebab-case")]
+#[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum DatasetConfig {
     /// Generated arithmetic programs with known criticality; needs no file.
     ArithDag(ArithDag),
@@ -110,7 +110,7 @@ impl Default for Gsm8kPerturbed {
 /// A test set of `gsm8k-perturbed`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(
-    tag = "name",
+    tag = "kind",
     deny_unknown_fields,
     rename_all = "kebab-case",
     rename_all_fields = "kebab-case"

@@ -112,7 +112,7 @@ impl Rational {
         let denominator = u64::try_from(self.denominator).ok()?;
         let mut scale = 1_u64;
         for places in 0..=MOST_PLACES {
-            if scale % denominator == 0 {
+            if scale.is_multiple_of(denominator) {
                 return Some(places);
             }
             scale *= 10;

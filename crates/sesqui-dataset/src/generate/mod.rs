@@ -15,7 +15,7 @@ pub mod random;
 /// The folder with published data for tests, from `SESQUI_DATA`. `None`, with a message, where the
 /// variable is not set; on a continuous-integration machine that is a failure.
 #[cfg(test)]
-#[allow(clippy::print_stderr)]
+#[allow(clippy::print_stderr, clippy::disallowed_methods)]
 pub(crate) fn data_root() -> Option<std::path::PathBuf> {
     let root = std::env::var_os("SESQUI_DATA").map(Into::into);
     if root.is_none() {

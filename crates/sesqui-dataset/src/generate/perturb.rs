@@ -8,7 +8,7 @@
 //!
 //! A template is given up whenever two readings are possible. What is left unseen is a relation that
 //! neither text nor equations write down, such as a count that must be one more than another: of 45
-//! training rows read by hand, one had such numbers. Its equations are right all the same.
+//! training rows looked at, one had such numbers. Its equations are right all the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -175,7 +175,8 @@ mod tests {
 
     #[test]
     fn rejections() {
-        let cases: &[(&str, &[&str], &str, Result<usize, Rejection>)] = &[
+        type Case<'a> = (&'a str, &'a [&'a str], &'a str, Result<usize, Rejection>);
+        let cases: &[Case] = &[
             (
                 "8 rows of 5 pots; half broke.",
                 &["<<8*5=40>>", "<<40/2=20>>"],

@@ -89,6 +89,9 @@ pub fn load(folder: &Path, device: &Device) -> Result<Transformer, CheckpointErr
     let model = Transformer::new(&config, vocabulary, 0, device)?;
     let entries = names::entries(&config, vocabulary);
     check_nothing_left(&path, &file, &entries, &config)?;
+    if config.tied_head {
+        check_tied_head(&path, &file, &entries)?;
+    }
     let mut tensors = Vec::with_capacity(entries.len());
     for entry in &entries {
         let values = joined(&path, &file, entry)?;
@@ -187,9 +190,9 @@ fn check_nothing_left(
         .into_iter()
         .filter(|name| {
             let name = names::canonical(name, config.family);
-            !known.contains(&name) && !names::is_buffer(name)
-                // A tied head may be written out; it is then the embedding once more.
-                && !(config.tied_head && name == "lm_head.weight")
+            // A tied head may be written out; it is then the embedding once more.
+            let tied = config.tied_head && name == "lm_head.weight";
+            !(tied || known.contains(&name) || names::is_buffer(name))
         })
         .map(ToString::to_string)
         .collect();
@@ -199,6 +202,33 @@ fn check_nothing_left(
     } else {
         Err(CheckpointError::UnexpectedTensors { path: path.to_owned(), names })
     }
+}
+
+/// A tied head that is written out must be the embedding once more: it is not read.
+fn check_tied_head(
+    path: &Path,
+    file: &SafeTensors<'_>,
+    entries: &[Entry],
+) -> Result<(), CheckpointError> {
+    let head = "lm_head.weight";
+    if names::spellings(head).iter().all(|name| file.tensor(name).is_err()) {
+        return Ok(());
+    }
+    let embedding = entries.iter().find(|entry| entry.path == "token_embedding.weight");
+    for source in embedding.into_iter().flat_map(|entry| &entry.sources) {
+        let head =
+            Source { name: head.to_owned(), shape: source.shape.clone(), transposed: false };
+        if read(path, file, &head)? != read(path, file, source)? {
+            return Err(CheckpointError::Format {
+                path: path.to_owned(),
+                reason: format!(
+                    "{} and {} differ, but config.json ties them; set tie_word_embeddings to false",
+                    head.name, source.name
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The values of one of our parameters: its sources side by side along the last dimension.

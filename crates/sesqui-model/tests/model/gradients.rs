@@ -20,13 +20,37 @@ const TOLERANCE: f64 = 1e-4;
 const VOCABULARY: usize = 11;
 
 fn shapes() -> [(&'static str, ModelConfig); 4] {
-    let two = |family| ModelConfig { layers: 2, d_model: 8, heads: 2, ..tiny(family) };
+    let two = |family| ModelConfig {
+        layers: 2,
+        d_model: 8,
+        heads: 2,
+        ..tiny(family)
+    };
     let (gpt2, llama) = (two(Family::Gpt2), two(Family::Llama));
     [
         ("GPT-2", gpt2.clone()),
-        ("GPT-2, untied", ModelConfig { tied_head: false, ..gpt2 }),
-        ("Llama", ModelConfig { key_value_heads: 1, ..llama.clone() }),
-        ("Llama, untied", ModelConfig { key_value_heads: 1, tied_head: false, ..llama }),
+        (
+            "GPT-2, untied",
+            ModelConfig {
+                tied_head: false,
+                ..gpt2
+            },
+        ),
+        (
+            "Llama",
+            ModelConfig {
+                key_value_heads: 1,
+                ..llama.clone()
+            },
+        ),
+        (
+            "Llama, untied",
+            ModelConfig {
+                key_value_heads: 1,
+                tied_head: false,
+                ..llama
+            },
+        ),
     ]
 }
 
@@ -36,11 +60,19 @@ fn of_every_parameter() {
         let model = shaken(&config, VOCABULARY, 21, &tracked());
         let rows = [vec![1, 2, 3, 4, 5, 6], vec![7, 8, 9], vec![10, 1, 3, 5]];
         // Weight of the prediction made at each token; a row's last token predicts nothing.
-        let weights = [vec![1.0, 0.5, 0.0, 2.0, 1.0], vec![0.7, 1.3], vec![0.0, 1.0, 0.2]];
+        let weights = [
+            vec![1.0, 0.5, 0.0, 2.0, 1.0],
+            vec![0.7, 1.3],
+            vec![0.0, 1.0, 0.2],
+        ];
         let batch = Padded::new(&rows, 7, Side::Left, 0);
 
         let visibility = Visibility::causal_padded(&batch.real, batch.shape, &tracked());
-        let logits = model.forward(batch.ids(&tracked()), batch.positions(&tracked()), visibility);
+        let logits = model.forward(
+            batch.ids(&tracked()),
+            batch.positions(&tracked()),
+            visibility,
+        );
         let loss = weighted_loss(logits, &batch, &weights);
         let plain_loss = |reference: &PlainLoops| {
             let (mut sum, mut total) = (0.0, 0.0);
@@ -127,7 +159,9 @@ fn of_pads_is_zero() {
         let weights = [vec![1.0; 3], vec![1.0]];
         for side in [Side::Left, Side::Right] {
             let batch = Padded::new(&rows, 5, side, 0);
-            let inputs = Random::new(25).tensor([2, 5, config.d_model], &tracked()).require_grad();
+            let inputs = Random::new(25)
+                .tensor([2, 5, config.d_model], &tracked())
+                .require_grad();
             let visibility = Visibility::causal_padded(&batch.real, batch.shape, &tracked());
             let logits =
                 model.forward_embeddings(inputs.clone(), batch.positions(&tracked()), visibility);
@@ -152,12 +186,7 @@ enum Route {
     Cached,
 }
 
-fn fed_back_loss(
-    model: &Transformer,
-    inputs: Tensor<3>,
-    target: i64,
-    route: Route,
-) -> Tensor<1> {
+fn fed_back_loss(model: &Transformer, inputs: Tensor<3>, target: i64, route: Route) -> Tensor<1> {
     let (length, device) = (inputs.dims()[1], tracked());
     let layers = 0..model.layers.len();
     let state = match route {
@@ -194,7 +223,10 @@ fn fed_back_loss(
         }
     };
     let logits = model.head(state).reshape([1, VOCABULARY]);
-    log_softmax(logits, 1).gather(1, integers(&[target], [1, 1], &device)).sum().neg()
+    log_softmax(logits, 1)
+        .gather(1, integers(&[target], [1, 1], &device))
+        .sum()
+        .neg()
 }
 
 /// Weighted mean of the next-token cross-entropy, weights per row and token.
@@ -203,7 +235,9 @@ fn weighted_loss(logits: Tensor<3>, batch: &Padded, weights: &[Vec<f64>]) -> Ten
     let (mut targets, mut cells) = (vec![0; rows * seq], vec![0.0f32; rows * seq]);
     let mut total = 0.0;
     for (row, weights) in weights.iter().enumerate() {
-        let first = (0..seq).find(|column| batch.real[row * seq + column]).unwrap();
+        let first = (0..seq)
+            .find(|column| batch.real[row * seq + column])
+            .unwrap();
         for (index, &weight) in weights.iter().enumerate() {
             let cell = row * seq + first + index;
             targets[cell] = batch.ids[cell + 1];
@@ -214,8 +248,7 @@ fn weighted_loss(logits: Tensor<3>, batch: &Padded, weights: &[Vec<f64>]) -> Ten
     let device = logits.device();
     let cells = Tensor::<2>::from_data(TensorData::new(cells, [rows * seq, 1]), &device);
     let targets = integers(&targets, [rows * seq, 1], &device);
-    let likelihoods =
-        log_softmax(logits.reshape([rows * seq, VOCABULARY]), 1).gather(1, targets);
+    let likelihoods = log_softmax(logits.reshape([rows * seq, VOCABULARY]), 1).gather(1, targets);
     (likelihoods * cells).sum().div_scalar(-total)
 }
 
@@ -228,10 +261,19 @@ fn check(
 ) {
     let mut reference = PlainLoops::new(model);
     let found = f64::from(values(loss.clone())[0]);
-    support::assert_close(&format!("{name}, loss"), &[found], &[plain_loss(&reference)], 1e-5);
+    support::assert_close(
+        &format!("{name}, loss"),
+        &[found],
+        &[plain_loss(&reference)],
+        1e-5,
+    );
     let gradients = support::gradients(model, &loss.backward());
     let paths: Vec<String> = reference.parameters.keys().cloned().collect();
-    assert_eq!(gradients.keys().cloned().collect::<Vec<_>>(), paths, "{name}");
+    assert_eq!(
+        gradients.keys().cloned().collect::<Vec<_>>(),
+        paths,
+        "{name}"
+    );
     let mut random = Random::new(26);
     let mut worst = 0.0f64;
     for (path, gradient) in &gradients {
@@ -263,5 +305,7 @@ fn check(
 }
 
 fn greatest(values: &[f32]) -> f64 {
-    values.iter().fold(0.0, |greatest: f64, &x| greatest.max(f64::from(x).abs()))
+    values
+        .iter()
+        .fold(0.0, |greatest: f64, &x| greatest.max(f64::from(x).abs()))
 }

@@ -82,7 +82,10 @@ impl PlainLoops {
             return self.linear("head", normed);
         }
         let table = &self.parameters["token_embedding.weight"];
-        table.chunks(self.config.d_model).map(|token| dot(token, normed)).collect()
+        table
+            .chunks(self.config.d_model)
+            .map(|token| dot(token, normed))
+            .collect()
     }
 
     /// States after the final norm, one per token.
@@ -123,8 +126,11 @@ impl PlainLoops {
             Family::Llama => {
                 let joint = self.linear(&path("feed_forward.SwiGlu.gate_up"), &normed);
                 let (gate, up) = joint.split_at(joint.len() / 2);
-                let gated: Vec<f64> =
-                    gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
+                let gated: Vec<f64> = gate
+                    .iter()
+                    .zip(up)
+                    .map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
+                    .collect();
                 self.linear(&path("feed_forward.SwiGlu.down"), &gated)
             }
         };
@@ -157,8 +163,10 @@ impl PlainLoops {
                 .map(|(keys, _)| dot(query, &keys[part.clone()]) / (width as f64).sqrt())
                 .collect();
             let greatest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let exponentials: Vec<f64> =
-                scores.iter().map(|score| (score - greatest).exp()).collect();
+            let exponentials: Vec<f64> = scores
+                .iter()
+                .map(|score| (score - greatest).exp())
+                .collect();
             let total: f64 = exponentials.iter().sum();
             for dimension in part {
                 attended.push(
@@ -181,7 +189,11 @@ impl PlainLoops {
             for dimension in 0..self.d_head {
                 let pair = dimension % half;
                 let angle = position as f64 * self.frequency(pair);
-                let partner = if dimension < half { -head[pair + half] } else { head[pair] };
+                let partner = if dimension < half {
+                    -head[pair + half]
+                } else {
+                    head[pair]
+                };
                 rotated.push(head[dimension] * angle.cos() + partner * angle.sin());
             }
         }
@@ -258,14 +270,21 @@ pub fn cross_entropy(logits: &[f64], target: i64) -> f64 {
     greatest + total.ln() - logits[target as usize]
 }
 
-fn gelu_tanh(x: f64) -> f64 {
+/// GELU in its tanh form (Hendrycks and Gimpel 2016).
+pub fn gelu_tanh(x: f64) -> f64 {
     0.5 * x * (1.0 + ((2.0 / PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
 }
 
 fn add(left: &[f64], right: &[f64]) -> Vec<f64> {
-    left.iter().zip(right).map(|(left, right)| left + right).collect()
+    left.iter()
+        .zip(right)
+        .map(|(left, right)| left + right)
+        .collect()
 }
 
 fn dot(left: &[f64], right: &[f64]) -> f64 {
-    left.iter().zip(right).map(|(left, right)| left * right).sum()
+    left.iter()
+        .zip(right)
+        .map(|(left, right)| left * right)
+        .sum()
 }

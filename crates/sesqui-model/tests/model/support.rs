@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
-use sesqui_model::{Family, ModelConfig, Transformer};
+use rand_chacha::rand_core::SeedableRng;
+use sesqui_model::{Family, ModelConfig, Transformer, Visibility};
 
 /// Values of parameters, or of their gradients, by path.
 pub type Values = BTreeMap<String, Vec<f32>>;
@@ -34,8 +36,9 @@ pub fn shaken(config: &ModelConfig, vocabulary: usize, seed: u64, device: &Devic
             let (random, tracked) = (&mut self.0, param.is_require_grad());
             param.map(|tensor| {
                 let (shape, device) = (tensor.dims(), tensor.device());
-                let noise: Vec<f32> =
-                    (0..shape.iter().product()).map(|_| random.between(-0.3, 0.3)).collect();
+                let noise: Vec<f32> = (0..shape.iter().product())
+                    .map(|_| random.between(-0.3, 0.3))
+                    .collect();
                 let noise = Tensor::from_data(TensorData::new(noise, shape), &device);
                 (tensor.detach() + noise).detach().set_require_grad(tracked)
             })
@@ -66,8 +69,9 @@ impl Random {
     }
 
     pub fn tensor(&mut self, shape: [usize; 3], device: &Device) -> Tensor<3> {
-        let values: Vec<f32> =
-            (0..shape.iter().product()).map(|_| self.between(-1.0, 1.0)).collect();
+        let values: Vec<f32> = (0..shape.iter().product())
+            .map(|_| self.between(-1.0, 1.0))
+            .collect();
         Tensor::from_data(TensorData::new(values, shape), device)
     }
 }
@@ -102,7 +106,9 @@ impl Padded {
             for column in 0..width {
                 let token = column.checked_sub(before).and_then(|index| row.get(index));
                 padded.ids.push(*token.unwrap_or(&pad));
-                padded.positions.push(token.map_or(0, |_| (column - before) as i64));
+                padded
+                    .positions
+                    .push(token.map_or(0, |_| (column - before) as i64));
                 padded.real.push(token.is_some());
             }
         }
@@ -137,10 +143,16 @@ pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 /// Greatest absolute difference; not a number counts as infinite.
 pub fn difference<A: Copy + Into<f64>, B: Copy + Into<f64>>(left: &[A], right: &[B]) -> f64 {
     assert_eq!(left.len(), right.len(), "number of values");
-    left.iter().zip(right).fold(0.0, |greatest: f64, (&left, &right)| {
-        let difference = (left.into() - right.into()).abs();
-        if difference.is_nan() { f64::INFINITY } else { greatest.max(difference) }
-    })
+    left.iter()
+        .zip(right)
+        .fold(0.0, |greatest: f64, (&left, &right)| {
+            let difference = (left.into() - right.into()).abs();
+            if difference.is_nan() {
+                f64::INFINITY
+            } else {
+                greatest.max(difference)
+            }
+        })
 }
 
 /// Fails where two sequences differ by more than `tolerance`.
@@ -152,12 +164,15 @@ pub fn assert_close<A: Copy + Into<f64>, B: Copy + Into<f64>>(
 ) {
     let difference = difference(found, expected);
     measured(what, difference);
-    assert!(difference <= tolerance, "{what}: differs by {difference:e}, allowed {tolerance:e}");
+    assert!(
+        difference <= tolerance,
+        "{what}: differs by {difference:e}, allowed {tolerance:e}"
+    );
 }
 
 /// Prints a measured difference, for whoever wants to know how far a tolerance is from the truth
 /// (`cargo test -- --nocapture`).
-#[allow(clippy::print_stderr)]
+#[expect(clippy::print_stderr, reason = "shown on demand only")]
 pub fn measured(what: &str, difference: f64) {
     eprintln!("{what}: {difference:.1e}");
 }
@@ -195,7 +210,11 @@ fn collect(model: &Transformer, gradients: Option<&Gradients>) -> Values {
             }
         }
     }
-    let mut visitor = Collect { path: Vec::new(), gradients, values: Values::new() };
+    let mut visitor = Collect {
+        path: Vec::new(),
+        gradients,
+        values: Values::new(),
+    };
     model.visit(&mut visitor);
     visitor.values
 }
@@ -222,4 +241,40 @@ pub fn plain() -> Device {
 /// The CPU with gradients.
 pub fn tracked() -> Device {
     Device::flex().autodiff()
+}
+
+/// Allowed where two routes of the same 32-bit arithmetic may sum in another order: see
+/// `equivalence.rs`.
+pub const CLOSE: f64 = 1e-5;
+
+pub const FAMILIES: [Family; 2] = [Family::Gpt2, Family::Llama];
+
+pub fn family() -> impl Strategy<Value = Family> {
+    prop_oneof![Just(Family::Gpt2), Just(Family::Llama)]
+}
+
+/// Checks `cases` draws of `strategy`, the same ones every time; a failing one is made smaller.
+pub fn check_cases<S: Strategy>(cases: u32, strategy: S, check: impl Fn(S::Value)) {
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    TestRunner::new_with_rng(config, random)
+        .run(&strategy, |case| {
+            check(case);
+            Ok(())
+        })
+        .unwrap();
+}
+
+/// Logits of one row on its own.
+pub fn whole(model: &Transformer, ids: &[i64]) -> Vec<f32> {
+    let length = ids.len();
+    values(model.forward(
+        integers(ids, [1, length], &plain()),
+        row_positions(0, length, &plain()),
+        Visibility::causal(length, &plain()),
+    ))
 }

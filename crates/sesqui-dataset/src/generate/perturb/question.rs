@@ -56,6 +56,7 @@ pub(super) fn written_numbers(question: &str) -> Vec<WrittenNumber> {
             let dollars = question[..start].ends_with('$');
             let year = (1900..=2100).contains(&digits) && places == 0 && !commas && !dollars;
             let free = (2..1_000_000_000).contains(&digits)
+                && places <= 6
                 && !zero_led
                 && !year
                 && free_before(&question[..start])
@@ -282,6 +283,10 @@ mod tests {
             ("at 7:30 or 6 p.m. on the 3rd, 4kg, in 2010", &[]),
             ("from 5-7, 2 1/2 cups, .5 liters, 0 or 1", &[]),
             ("$2010, 007, 0.05 (9)? €8", &["2010", "0.05", "9", "8"]),
+            (
+                "0.00000000000000000000000005 or 99999999999999999999 or 2",
+                &["2"],
+            ),
             ("He ran 5 amazing miles, 12,5 and 3,4567.", &["5"]),
         ];
         for (question, expected) in cases {

@@ -38,7 +38,7 @@ impl Hole {
             (low, (2 * digits).min(10 * ten - 1))
         };
         let mut granularity = 1;
-        while digits % (granularity * 10) == 0 {
+        while digits.is_multiple_of(granularity * 10) {
             granularity *= 10;
         }
         loop {
