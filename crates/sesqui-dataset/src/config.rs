@@ -74,7 +74,7 @@ pub enum DatasetConfig {
 
 /// Settings of a data set that is taken as published.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub struct Published {
     /// Most rows of each split, the first ones; all where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,7 +83,7 @@ pub struct Published {
 
 /// Settings of `gsm8k-perturbed`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub struct Gsm8kPerturbed {
     /// Distinct training problems; 800,000 can be had.
     pub train_rows: usize,
@@ -109,12 +109,7 @@ impl Default for Gsm8kPerturbed {
 
 /// A test set of `gsm8k-perturbed`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(
-    tag = "kind",
-    deny_unknown_fields,
-    rename_all = "kebab-case",
-    rename_all_fields = "kebab-case"
-)]
+#[serde(tag = "kind", deny_unknown_fields, rename_all = "kebab-case")]
 pub enum PerturbedTest {
     /// Perturbed problems from templates without any training or validation row.
     PerturbedHeldout {
@@ -140,7 +135,7 @@ fn heldout_rows() -> usize {
 
 /// Settings of `gsm8k`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub struct Gsm8k {
     /// Training rows held out for validation: those with the smallest hash of the question, the
     /// same for every seed.
@@ -161,7 +156,7 @@ impl Default for Gsm8k {
 
 /// Settings of `gsm8k-aug`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub struct Gsm8kAug {
     /// Which training file.
     pub train: Gsm8kAugTrain,
@@ -183,7 +178,7 @@ pub enum Gsm8kAugTrain {
 
 /// Settings of `prosqa`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub struct Prosqa {
     /// Where training problems come from.
     pub train: ProsqaTrain,
@@ -229,7 +224,7 @@ pub enum ProsqaNames {
 
 /// Settings of `strategyqa`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub struct Strategyqa {
     /// Training rows held out for validation, as for `gsm8k`.
     pub validation_rows: usize,
@@ -249,7 +244,7 @@ impl Default for Strategyqa {
 
 /// Settings of `mathqa`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub struct Mathqa {
     /// Where training problems come from.
     pub train: MathqaTrain,
@@ -296,7 +291,7 @@ pub enum MathqaTest {
 
 /// Settings of `aqua-rat`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub struct AquaRat {
     /// Where training problems come from.
     pub train: AquaRatTrain,
@@ -318,7 +313,7 @@ pub enum AquaRatTrain {
 
 /// Settings of `mawps`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub struct Mawps {
     /// Which subset.
     pub subset: MawpsSubset,

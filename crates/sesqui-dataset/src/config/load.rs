@@ -345,20 +345,20 @@ mod tests {
             "svamp",
             "mawps",
         ] {
-            let parsed = config(&format!("name = {name:?}"));
+            let parsed = config(&format!("kind = {name:?}"));
             assert_eq!(parsed.name(), name);
             assert_eq!(config(&toml::to_string(&parsed).unwrap()), parsed);
             let mut shrunk = parsed.clone();
             shrunk.shrink(100);
             assert_ne!(shrunk, parsed);
             assert_eq!(config(&toml::to_string(&shrunk).unwrap()), shrunk);
-            let misspelt = format!("name = {name:?}\nmost-row = 1");
+            let misspelt = format!("kind = {name:?}\nmost_row = 1");
             let message = toml::from_str::<DatasetConfig>(&misspelt)
                 .unwrap_err()
                 .to_string();
-            assert!(message.contains("most-row"), "{message}");
+            assert!(message.contains("most_row"), "{message}");
         }
-        let table = "name = 'gsm8k-perturbed'\ntests = [{ name = 'perturbed-heldout', rows = 7 }]";
+        let table = "kind = 'gsm8k-perturbed'\ntests = [{ kind = 'perturbed-heldout', rows = 7 }]";
         let DatasetConfig::Gsm8kPerturbed(table) = config(table) else {
             panic!()
         };
@@ -372,7 +372,7 @@ mod tests {
             (None, "name the data root"),
             (Some(folder.path()), "prepare"),
         ] {
-            let error = config("name = 'gsm8k'")
+            let error = config("kind = 'gsm8k'")
                 .load(root, 1, BadRows::Fail)
                 .unwrap_err();
             assert!(matches!(error, DatasetError::Missing { .. }));
@@ -382,7 +382,7 @@ mod tests {
                 "{message}"
             );
         }
-        let aqua = config("name = 'aqua-rat'")
+        let aqua = config("kind = 'aqua-rat'")
             .load(None, 1, BadRows::Fail)
             .unwrap_err();
         assert!(aqua.to_string().contains("aqua-rat/train.json"), "{aqua}");
@@ -396,7 +396,7 @@ mod tests {
         let train: String = ["a?", "b?", "T ?", "c?"].map(row).concat();
         std::fs::write(folder.path().join("gsm8k/train.jsonl"), train).unwrap();
         std::fs::write(folder.path().join("gsm8k/test.jsonl"), row("t ?")).unwrap();
-        let corpus = config("name = 'gsm8k'\nvalidation-rows = 1")
+        let corpus = config("kind = 'gsm8k'\nvalidation_rows = 1")
             .load(Some(folder.path()), 1, BadRows::Fail)
             .unwrap();
         assert_eq!(corpus.train.len() + corpus.validation.len(), 3);
@@ -425,7 +425,7 @@ mod tests {
             .unwrap();
         assert_eq!((corpus.train.len(), corpus.validation.len()), (40_000, 500));
         assert_eq!(corpus.tests[0].problems.len(), 1_000);
-        let text = "name = 'multiplication'\ndigits = 3\ntrain-rows = 500\nvalidation-rows = 50";
+        let text = "kind = 'multiplication'\ndigits = 3\ntrain_rows = 500\nvalidation_rows = 50";
         let corpus = config(text).load(None, 1, BadRows::Fail).unwrap();
         assert_eq!((corpus.train.len(), corpus.validation.len()), (500, 50));
     }
@@ -437,40 +437,40 @@ mod tests {
         };
         let cases = [
             (
-                "name = 'gsm8k-perturbed'\ntrain-rows = 20000",
+                "kind = 'gsm8k-perturbed'\ntrain_rows = 20000",
                 20_000,
                 500,
                 vec![500, 1_319],
             ),
-            ("name = 'gsm8k'", 6_973, 500, vec![1_319]),
-            ("name = 'gsm8k-aug'", 6_973, 500, vec![1_319]),
-            ("name = 'prosqa'", 17_886, 300, vec![500]),
+            ("kind = 'gsm8k'", 6_973, 500, vec![1_319]),
+            ("kind = 'gsm8k-aug'", 6_973, 500, vec![1_319]),
+            ("kind = 'prosqa'", 17_886, 300, vec![500]),
             (
-                "name = 'prosqa'\nnames = 'invented'\ntrain-rows = 9",
+                "kind = 'prosqa'\nnames = 'invented'\ntrain_rows = 9",
                 9,
                 300,
                 vec![500],
             ),
-            ("name = 'prontoqa'", 9_000, 200, vec![800]),
-            ("name = 'strategyqa'", 1_861, 200, vec![229]),
-            ("name = 'mathqa'", 3_975, 500, vec![2_985]),
+            ("kind = 'prontoqa'", 9_000, 200, vec![800]),
+            ("kind = 'strategyqa'", 1_861, 200, vec![229]),
+            ("kind = 'mathqa'", 3_975, 500, vec![2_985]),
             (
-                "name = 'mathqa'\ntest = 'challenge'\nmost-rows = 600",
+                "kind = 'mathqa'\ntest = 'challenge'\nmost_rows = 600",
                 600,
                 500,
                 vec![600],
             ),
-            ("name = 'aqua-rat'\ntrain = 'none'", 0, 254, vec![254]),
-            ("name = 'multiplication'", 100_000, 1_000, vec![1_000]),
+            ("kind = 'aqua-rat'\ntrain = 'none'", 0, 254, vec![254]),
+            ("kind = 'multiplication'", 100_000, 1_000, vec![1_000]),
             (
-                "name = 'multiplication'\ndigits = 9\ntrain-rows = 5",
+                "kind = 'multiplication'\ndigits = 9\ntrain_rows = 5",
                 5,
                 1_000,
                 vec![1_000],
             ),
-            ("name = 'gsm-hard'", 0, 0, vec![1_319]),
-            ("name = 'svamp'", 0, 0, vec![1_000]),
-            ("name = 'mawps'", 0, 0, vec![600]),
+            ("kind = 'gsm-hard'", 0, 0, vec![1_319]),
+            ("kind = 'svamp'", 0, 0, vec![1_000]),
+            ("kind = 'mawps'", 0, 0, vec![600]),
         ];
         for (text, train, validation, tests) in cases {
             let corpus = config(text).load(Some(&root), 1, BadRows::Fail).unwrap();
@@ -492,7 +492,7 @@ mod tests {
             assert!(!corpus.sources.is_empty());
             assert!(corpus.sources.iter().all(|(_, hash)| hash.len() == 64));
         }
-        let missing = config("name = 'aqua-rat'").load(Some(&root), 1, BadRows::Fail);
+        let missing = config("kind = 'aqua-rat'").load(Some(&root), 1, BadRows::Fail);
         assert!(matches!(missing, Err(DatasetError::Missing { .. })));
     }
 }

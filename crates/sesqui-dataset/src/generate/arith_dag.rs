@@ -26,7 +26,7 @@ use crate::split::Part;
 
 /// Settings of the task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub struct ArithDag {
     /// Fewest statements of a problem, at least 2.
     pub min_steps: usize,
@@ -80,7 +80,7 @@ pub enum Operator {
 
 /// Relative integer weights of the three types of statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub struct StatementWeights {
     /// Two numbers.
     pub independent: u32,
@@ -154,7 +154,7 @@ pub fn generate(config: &ArithDag, part: Part, seed: u64) -> Result<Vec<Problem>
             if in_vain > MOST_DRAWS_IN_VAIN {
                 return Err(invalid(format!(
                     "its settings allow only about {row} {} questions of {length} statements, \
-                     fewer than the {rows} asked for; lower {}-per-length or raise modulus",
+                     fewer than the {rows} asked for; lower {}_per_length or raise modulus",
                     part.name(),
                     part.name(),
                 )));
@@ -182,15 +182,15 @@ enum Operand {
 impl ArithDag {
     fn validate(&self) -> Result<(), DatasetError> {
         let complaint = if self.min_steps < 2 {
-            format!("min-steps = {} must be at least 2", self.min_steps)
+            format!("min_steps = {} must be at least 2", self.min_steps)
         } else if self.max_steps < self.min_steps {
             format!(
-                "max-steps = {} is below min-steps = {}",
+                "max_steps = {} is below min_steps = {}",
                 self.max_steps, self.min_steps
             )
         } else if self.max_steps > 26 {
             format!(
-                "max-steps = {} must be at most 26, one letter each",
+                "max_steps = {} must be at most 26, one letter each",
                 self.max_steps
             )
         } else if !(2..=10).contains(&self.modulus) {
@@ -484,21 +484,21 @@ mod tests {
                     min_steps: 1,
                     ..default()
                 },
-                "min-steps = 1",
+                "min_steps = 1",
             ),
             (
                 ArithDag {
                     max_steps: 1,
                     ..default()
                 },
-                "max-steps = 1",
+                "max_steps = 1",
             ),
             (
                 ArithDag {
                     max_steps: 27,
                     ..default()
                 },
-                "max-steps = 27",
+                "max_steps = 27",
             ),
             (
                 ArithDag {
@@ -526,7 +526,7 @@ mod tests {
                     modulus: 2,
                     ..default()
                 },
-                "lower test-per-length",
+                "lower test_per_length",
             ),
         ];
         for (config, expected) in cases {

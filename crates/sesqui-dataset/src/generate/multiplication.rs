@@ -17,7 +17,7 @@ use crate::split::Part;
 
 /// Settings of the task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub struct Multiplication {
     /// Digits of each factor, 1 to 18; the first digit is not 0.
     pub digits: u32,

@@ -27,7 +27,6 @@ fn llama() {
     check("llama-tiny");
 }
 
-#[expect(clippy::disallowed_methods, reason = "where the data is")]
 fn check(name: &str) {
     let variable = "SESQUI_GOLDEN";
     let root = std::env::var_os(variable).map_or_else(
