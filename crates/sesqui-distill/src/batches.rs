@@ -27,9 +27,17 @@ impl SequenceBatches {
         seed: u64,
         pad: u32,
     ) -> Result<Self, DatasetError> {
-        let lengths = sequences.iter().map(|sequence| sequence.ids.len()).collect();
+        let lengths = sequences
+            .iter()
+            .map(|sequence| sequence.ids.len())
+            .collect();
         let order = BatchOrder::new(config, seed, lengths)?;
-        Ok(Self { sequences, identities, order, pad })
+        Ok(Self {
+            sequences,
+            identities,
+            order,
+            pad,
+        })
     }
 }
 

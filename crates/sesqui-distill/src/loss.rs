@@ -17,34 +17,48 @@ impl TokenTensors {
     /// Uploads ids and positions.
     pub fn new(batch: &SequenceBatch, device: &Device) -> Self {
         let shape = [batch.batch, batch.seq];
-        let upload = |values: &[i32]| {
-            Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
-        };
-        Self { ids: upload(&batch.input_ids), positions: upload(&batch.position_ids) }
+        let upload =
+            |values: &[i32]| Tensor::from_data(TensorData::new(values.to_vec(), shape), device);
+        Self {
+            ids: upload(&batch.input_ids),
+            positions: upload(&batch.position_ids),
+        }
     }
 }
 
 /// Mean cross-entropy in nats over the weighted targets of `batch`, `[1]`.
 ///
 /// The head runs on the positions that have a target only: the question's logits are never made.
-pub fn next_token_loss(backbone: &Transformer, batch: &SequenceBatch, device: &Device) -> Tensor<1> {
+pub fn next_token_loss(
+    backbone: &Transformer,
+    batch: &SequenceBatch,
+    device: &Device,
+) -> Tensor<1> {
     let tokens = TokenTensors::new(batch, device);
     // Rows are padded on the right, so a causal rule already keeps pads from every real token.
-    let context =
-        backbone.context(tokens.positions.clone(), Visibility::causal(batch.seq, device));
+    let context = backbone.context(
+        tokens.positions.clone(),
+        Visibility::causal(batch.seq, device),
+    );
     let embedded = backbone.embed(tokens.ids, tokens.positions);
     let hidden = backbone.run_layers(0..backbone.layers.len(), embedded, &context);
 
-    let picked: Vec<usize> =
-        (0..batch.loss_weights.len()).filter(|&cell| batch.loss_weights[cell] > 0.0).collect();
+    let picked: Vec<usize> = (0..batch.loss_weights.len())
+        .filter(|&cell| batch.loss_weights[cell] > 0.0)
+        .collect();
     let n = picked.len();
     let cells: Vec<i32> = picked.iter().map(|&cell| cell as i32).collect();
     let targets: Vec<i32> = picked.iter().map(|&cell| batch.target_ids[cell]).collect();
-    let weights: Vec<f32> = picked.iter().map(|&cell| batch.loss_weights[cell]).collect();
+    let weights: Vec<f32> = picked
+        .iter()
+        .map(|&cell| batch.loss_weights[cell])
+        .collect();
 
     let d_model = backbone.config().d_model;
     let cells = Tensor::<1, Int>::from_data(TensorData::new(cells, [n]), device);
-    let hidden = hidden.reshape([batch.batch * batch.seq, d_model]).select(0, cells);
+    let hidden = hidden
+        .reshape([batch.batch * batch.seq, d_model])
+        .select(0, cells);
     let logits = backbone.head(backbone.final_norm(hidden.unsqueeze_dim(0)));
     let logits = logits.reshape([n, backbone.vocabulary()]);
     cross_entropy(logits, &targets, &weights)

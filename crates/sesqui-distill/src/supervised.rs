@@ -30,7 +30,11 @@ impl Supervised {
 }
 
 fn output(loss: Tensor<1>, batch: &SequenceBatch) -> StepOutput {
-    StepOutput { names: &["loss"], losses: loss, tokens: batch.tokens }
+    StepOutput {
+        names: &["loss"],
+        losses: loss,
+        tokens: batch.tokens,
+    }
 }
 
 impl TrainStep for Supervised {

@@ -182,9 +182,9 @@ pub fn evaluate(
             rows.push(QuestionRow {
                 id: problem.id.clone(),
                 question: problem.question.clone(),
-                correct: predicted
-                    .as_deref()
-                    .is_some_and(|found| answer::matches(found, &problem.answer, problem.answer_kind)),
+                correct: predicted.as_deref().is_some_and(|found| {
+                    answer::matches(found, &problem.answer, problem.answer_kind)
+                }),
                 generated,
                 predicted,
                 answer: problem.answer.clone(),
@@ -196,7 +196,10 @@ pub fn evaluate(
         }
         progress(rows.len());
     }
-    Ok(Evaluation { rows, timing: time(method, &task, config)? })
+    Ok(Evaluation {
+        rows,
+        timing: time(method, &task, config)?,
+    })
 }
 
 fn time(
@@ -213,7 +216,10 @@ fn time(
     let batches = questions.div_ceil(size);
     let stride = (task.problems.len() / batches).max(1);
     let warm_up = config.warm_up_questions.div_ceil(size);
-    let mut timing = Timing { batch_size: size, ..Timing::default() };
+    let mut timing = Timing {
+        batch_size: size,
+        ..Timing::default()
+    };
     for index in 0..warm_up + batches {
         let start = (index.saturating_sub(warm_up) * stride).min(task.problems.len() - 1);
         let end = (start + size).min(task.problems.len());
@@ -237,9 +243,11 @@ fn respond(
     task: &Task<'_>,
     rows: std::ops::Range<usize>,
 ) -> Result<Responses, EvaluationError> {
-    method.respond(&task.prompt(rows)?).map_err(|source| EvaluationError::Prompt {
-        dataset: task.dataset.to_owned(),
-        split: task.split.to_owned(),
-        source,
-    })
+    method
+        .respond(&task.prompt(rows)?)
+        .map_err(|source| EvaluationError::Prompt {
+            dataset: task.dataset.to_owned(),
+            split: task.split.to_owned(),
+            source,
+        })
 }

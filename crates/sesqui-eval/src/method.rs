@@ -62,7 +62,11 @@ impl Method for TokenDecoding<'_> {
         let layers = self.model.layers.len();
         let mut longest = 0;
         let mut rows = Vec::with_capacity(decoded.rows.len());
-        for (row, real) in decoded.rows.into_iter().zip(prompt.real.chunks_exact(prompt.seq)) {
+        for (row, real) in decoded
+            .rows
+            .into_iter()
+            .zip(prompt.real.chunks_exact(prompt.seq))
+        {
             let asked = real.iter().filter(|&&real| real).count();
             let generated = row.tokens.len();
             let reasoning = reasoning_tokens(&row.tokens, self.answer_start);

@@ -28,9 +28,12 @@ impl Rotary {
         let device = positions.device();
         let frequencies = Tensor::<1>::from_data(TensorData::new(frequencies, [half]), &device);
         let [batch, seq] = positions.dims();
-        let angles = positions.float().reshape([batch, 1, seq, 1])
-            * frequencies.reshape([1, 1, 1, half]);
-        Self { cos: angles.clone().cos(), sin: angles.sin() }
+        let angles =
+            positions.float().reshape([batch, 1, seq, 1]) * frequencies.reshape([1, 1, 1, half]);
+        Self {
+            cos: angles.clone().cos(),
+            sin: angles.sin(),
+        }
     }
 
     /// Rotates `x` `[batch, heads, seq, d_head]`.
@@ -62,7 +65,12 @@ pub struct Attention {
 
 impl Attention {
     /// A new attention block.
-    pub fn new(config: &ModelConfig, bias: bool, weights: &mut Initializer, device: &Device) -> Self {
+    pub fn new(
+        config: &ModelConfig,
+        bias: bool,
+        weights: &mut Initializer,
+        device: &Device,
+    ) -> Self {
         let (heads, key_value_heads, d_head) =
             (config.heads, config.key_value_heads(), config.d_head());
         let width = (heads + 2 * key_value_heads) * d_head;
@@ -88,7 +96,12 @@ impl Attention {
         let joint = self
             .query_key_value
             .forward(hidden)
-            .reshape([batch, seq, self.heads + 2 * self.key_value_heads, self.d_head])
+            .reshape([
+                batch,
+                seq,
+                self.heads + 2 * self.key_value_heads,
+                self.d_head,
+            ])
             .swap_dims(1, 2);
         let mut query = joint.clone().narrow(1, 0, self.heads);
         let mut key = joint.clone().narrow(1, self.heads, self.key_value_heads);
@@ -123,14 +136,21 @@ fn repeat(x: Tensor<4>, group: usize) -> Tensor<4> {
 }
 
 /// Softmax attention, shapes `[batch, heads, seq, d_head]`.
-fn attend(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, visibility: &Visibility) -> Tensor<4> {
+fn attend(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    visibility: &Visibility,
+) -> Tensor<4> {
     let d_head = query.dims()[3];
     if !query.is_autodiff() {
         let options = AttentionModuleOptions::default();
         return fused_attention(query, key, value, None, visibility.bias(), options);
     }
     // Under autodiff the fused operation falls apart into more pieces than these.
-    let scores = query.mul_scalar(1.0 / (d_head as f64).sqrt()).matmul(key.swap_dims(2, 3));
+    let scores = query
+        .mul_scalar(1.0 / (d_head as f64).sqrt())
+        .matmul(key.swap_dims(2, 3));
     let scores = match visibility.bias() {
         Some(bias) => scores + bias,
         None => scores,

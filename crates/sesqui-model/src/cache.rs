@@ -73,11 +73,16 @@ impl KvCache {
 
     /// What new positions may see in each layer of `range`; `real` as in [`Admission`]. Layers that
     /// hold the same share one bias.
-    pub fn visibility(&self, range: Range<usize>, real: &[bool], device: &Device) -> Vec<Visibility> {
+    pub fn visibility(
+        &self,
+        range: Range<usize>,
+        real: &[bool],
+        device: &Device,
+    ) -> Vec<Visibility> {
         let mut all: Vec<Visibility> = Vec::with_capacity(range.len());
         for index in range.clone() {
-            let same = index > range.start
-                && self.layers[index - 1].visible == self.layers[index].visible;
+            let same =
+                index > range.start && self.layers[index - 1].visible == self.layers[index].visible;
             let visibility = match all.last() {
                 Some(previous) if same => previous.clone(),
                 _ => self.layers[index].visibility(real, device),
@@ -118,18 +123,30 @@ impl Admission<'_> {
         let [batch, heads, queries, d_head] = key.dims();
         let cache = self.cache;
         let (start, end) = (cache.len(), cache.len() + queries);
-        assert!(end <= cache.capacity, "cache of {} entries asked for {end}", cache.capacity);
-        for (row, fresh) in cache.visible.iter_mut().zip(self.real.chunks_exact(queries)) {
+        assert!(
+            end <= cache.capacity,
+            "cache of {} entries asked for {end}",
+            cache.capacity
+        );
+        for (row, fresh) in cache
+            .visible
+            .iter_mut()
+            .zip(self.real.chunks_exact(queries))
+        {
             row.extend_from_slice(fresh);
         }
         let place = [0..batch, 0..heads, start..end, 0..d_head];
         let (keys, values) = match cache.stored.take() {
-            Some((keys, values)) => {
-                (keys.slice_assign(place.clone(), key), values.slice_assign(place, value))
-            }
+            Some((keys, values)) => (
+                keys.slice_assign(place.clone(), key),
+                values.slice_assign(place, value),
+            ),
             None => unreachable!("the cache is whole between calls"),
         };
-        let seen = (keys.clone().narrow(2, 0, end), values.clone().narrow(2, 0, end));
+        let seen = (
+            keys.clone().narrow(2, 0, end),
+            values.clone().narrow(2, 0, end),
+        );
         cache.stored = Some((keys, values));
         seen
     }

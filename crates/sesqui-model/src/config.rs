@@ -96,7 +96,10 @@ impl Default for ModelConfig {
             norm_epsilon: 1e-5,
             rope_theta: 10_000.0,
             rope_scaling: RopeScaling::None,
-            initialization: Initialization::Scaled { embedding: 0.3, matrix: 0.6 },
+            initialization: Initialization::Scaled {
+                embedding: 0.3,
+                matrix: 0.6,
+            },
         }
     }
 }
@@ -114,7 +117,11 @@ pub struct ModelConfigError {
 impl ModelConfig {
     /// Key/value heads after defaults.
     pub fn key_value_heads(&self) -> usize {
-        if self.key_value_heads == 0 { self.heads } else { self.key_value_heads }
+        if self.key_value_heads == 0 {
+            self.heads
+        } else {
+            self.key_value_heads
+        }
     }
 
     /// Feed-forward width after defaults.
@@ -174,7 +181,10 @@ impl ModelConfig {
         if !self.d_model.is_multiple_of(self.heads) {
             return fail(
                 "heads",
-                format!("d_model = {} is not a multiple of heads = {}", self.d_model, self.heads),
+                format!(
+                    "d_model = {} is not a multiple of heads = {}",
+                    self.d_model, self.heads
+                ),
             );
         }
         if !self.heads.is_multiple_of(self.key_value_heads()) {
@@ -210,11 +220,44 @@ mod tests {
         let base = ModelConfig::default();
         assert_eq!(base.validate(), Ok(()));
         let cases = [
-            (ModelConfig { layers: 0, ..base.clone() }, "layers"),
-            (ModelConfig { heads: 5, ..base.clone() }, "heads"),
-            (ModelConfig { key_value_heads: 2, ..base.clone() }, "key_value_heads"),
-            (ModelConfig { family: Family::Llama, key_value_heads: 3, ..base.clone() }, "key_value_heads"),
-            (ModelConfig { family: Family::Llama, d_model: 12, heads: 4, ..base.clone() }, "heads"),
+            (
+                ModelConfig {
+                    layers: 0,
+                    ..base.clone()
+                },
+                "layers",
+            ),
+            (
+                ModelConfig {
+                    heads: 5,
+                    ..base.clone()
+                },
+                "heads",
+            ),
+            (
+                ModelConfig {
+                    key_value_heads: 2,
+                    ..base.clone()
+                },
+                "key_value_heads",
+            ),
+            (
+                ModelConfig {
+                    family: Family::Llama,
+                    key_value_heads: 3,
+                    ..base.clone()
+                },
+                "key_value_heads",
+            ),
+            (
+                ModelConfig {
+                    family: Family::Llama,
+                    d_model: 12,
+                    heads: 4,
+                    ..base.clone()
+                },
+                "heads",
+            ),
         ];
         for (config, key) in cases {
             assert_eq!(config.validate().unwrap_err().key, key);
@@ -224,6 +267,13 @@ mod tests {
     #[test]
     fn feed_forward_width_follows_the_family() {
         assert_eq!(ModelConfig::default().d_feed_forward(), 256);
-        assert_eq!(ModelConfig { family: Family::Llama, ..ModelConfig::default() }.d_feed_forward(), 176);
+        assert_eq!(
+            ModelConfig {
+                family: Family::Llama,
+                ..ModelConfig::default()
+            }
+            .d_feed_forward(),
+            176
+        );
     }
 }

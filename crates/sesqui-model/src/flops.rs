@@ -42,7 +42,9 @@ impl<'a> Flops<'a> {
     /// All layers for positions `from..to` of a sequence, each seeing all before it and itself.
     pub fn layers(&self, from: usize, to: usize) -> f64 {
         let layers = self.config.layers as f64;
-        (from..to).map(|position| layers * (self.layer() + self.attention(position + 1))).sum()
+        (from..to)
+            .map(|position| layers * (self.layer() + self.attention(position + 1)))
+            .sum()
     }
 }
 
@@ -52,10 +54,18 @@ mod tests {
 
     #[test]
     fn gpt2_layer_is_24_d_squared() {
-        let config = ModelConfig { d_model: 768, heads: 12, layers: 12, ..ModelConfig::default() };
+        let config = ModelConfig {
+            d_model: 768,
+            heads: 12,
+            layers: 12,
+            ..ModelConfig::default()
+        };
         let flops = Flops::new(&config, 50_257);
         assert_eq!(flops.layer(), 24.0 * 768.0 * 768.0);
         assert_eq!(flops.attention(10), 4.0 * 768.0 * 10.0);
-        assert_eq!(flops.layers(0, 2), 12.0 * (2.0 * flops.layer() + 4.0 * 768.0 * 3.0));
+        assert_eq!(
+            flops.layers(0, 2),
+            12.0 * (2.0 * flops.layer() + 4.0 * 768.0 * 3.0)
+        );
     }
 }

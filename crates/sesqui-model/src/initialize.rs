@@ -35,7 +35,9 @@ impl Initializer {
     /// A stream for `config` from `seed`.
     pub fn new(config: &ModelConfig, seed: u64) -> Self {
         let (embedding, matrix) = match config.initialization {
-            Initialization::Fixed { standard_deviation } => (standard_deviation, standard_deviation),
+            Initialization::Fixed { standard_deviation } => {
+                (standard_deviation, standard_deviation)
+            }
             Initialization::Scaled { embedding, matrix } => {
                 (embedding, matrix / (config.d_model as f64).sqrt())
             }
@@ -51,7 +53,9 @@ impl Initializer {
 
     /// An embedding table `[entries, d_model]`.
     pub fn embedding(&mut self, entries: usize, d_model: usize, device: &Device) -> Embedding {
-        Embedding { weight: self.matrix([entries, d_model], Role::Embedding, device) }
+        Embedding {
+            weight: self.matrix([entries, d_model], Role::Embedding, device),
+        }
     }
 
     /// A linear map `[d_input] -> [d_output]`; Burn stores the weight as `[d_input, d_output]`.
@@ -74,8 +78,9 @@ impl Initializer {
             Role::Input => self.matrix,
             Role::Output => self.output,
         };
-        let values: Vec<f32> =
-            (0..shape[0] * shape[1]).map(|_| (self.normal() * deviation) as f32).collect();
+        let values: Vec<f32> = (0..shape[0] * shape[1])
+            .map(|_| (self.normal() * deviation) as f32)
+            .collect();
         parameter(Tensor::from_data(TensorData::new(values, shape), device))
     }
 
@@ -94,7 +99,10 @@ impl Initializer {
 
 /// A trainable vector of one value, `[size]`.
 pub(crate) fn constant(value: f32, size: usize, device: &Device) -> Param<Tensor<1>> {
-    parameter(Tensor::from_data(TensorData::new(vec![value; size], [size]), device))
+    parameter(Tensor::from_data(
+        TensorData::new(vec![value; size], [size]),
+        device,
+    ))
 }
 
 /// A trainable parameter that is initialised now.

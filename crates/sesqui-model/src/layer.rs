@@ -34,9 +34,10 @@ impl Norm {
                 norm.beta = Some(constant(0.0, config.d_model, device));
                 Self::Layer(norm)
             }
-            Family::Llama => {
-                Self::RootMeanSquare(RmsNorm { gamma, epsilon: config.norm_epsilon })
-            }
+            Family::Llama => Self::RootMeanSquare(RmsNorm {
+                gamma,
+                epsilon: config.norm_epsilon,
+            }),
         }
     }
 
@@ -99,7 +100,8 @@ impl FeedForward {
                 let joint = part.gate_up.forward(x);
                 let width = joint.dims()[2] / 2;
                 let gate = joint.clone().narrow(2, 0, width);
-                part.down.forward(silu(gate) * joint.narrow(2, width, width))
+                part.down
+                    .forward(silu(gate) * joint.narrow(2, width, width))
             }
         }
     }

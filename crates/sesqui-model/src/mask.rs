@@ -27,7 +27,10 @@ impl Visibility {
         let bias = (0..seq)
             .flat_map(|query| (0..seq).map(move |key| if key > query { HIDDEN } else { 0.0 }))
             .collect::<Vec<_>>();
-        Self::Shared(Tensor::from_data(TensorData::new(bias, [1, 1, seq, seq]), device))
+        Self::Shared(Tensor::from_data(
+            TensorData::new(bias, [1, 1, seq, seq]),
+            device,
+        ))
     }
 
     /// Causal, and pads are seen by nobody but themselves. `real` is row-major `[batch, seq]`.
@@ -41,11 +44,18 @@ impl Visibility {
         for row in real.chunks_exact(seq) {
             for query in 0..seq {
                 bias.extend((0..seq).map(|key| {
-                    if key > query || (!row[key] && key != query) { HIDDEN } else { 0.0 }
+                    if key > query || (!row[key] && key != query) {
+                        HIDDEN
+                    } else {
+                        0.0
+                    }
                 }));
             }
         }
-        Self::PerRow(Tensor::from_data(TensorData::new(bias, [batch, 1, seq, seq]), device))
+        Self::PerRow(Tensor::from_data(
+            TensorData::new(bias, [batch, 1, seq, seq]),
+            device,
+        ))
     }
 
     /// Visibility for `queries` new positions after a cache: all visible cached keys, then causal
@@ -65,17 +75,29 @@ impl Visibility {
         for row in 0..rows {
             for query in 0..queries {
                 bias.extend((0..past).map(|key| {
-                    if everything || cached[row * past + key] { 0.0 } else { HIDDEN }
+                    if everything || cached[row * past + key] {
+                        0.0
+                    } else {
+                        HIDDEN
+                    }
                 }));
                 bias.extend((0..queries).map(|key| {
                     let real = everything || fresh[row * queries + key];
-                    if key > query || (!real && key != query) { HIDDEN } else { 0.0 }
+                    if key > query || (!real && key != query) {
+                        HIDDEN
+                    } else {
+                        0.0
+                    }
                 }));
             }
         }
         let data = TensorData::new(bias, [rows, 1, queries, past + queries]);
         let bias = Tensor::from_data(data, device);
-        if rows == 1 { Self::Shared(bias) } else { Self::PerRow(bias) }
+        if rows == 1 {
+            Self::Shared(bias)
+        } else {
+            Self::PerRow(bias)
+        }
     }
 
     /// The bias `[batch or 1, 1, query, key]`, if there is one.

@@ -34,10 +34,16 @@ pub fn table<M: Module>(module: &M) -> Vec<ParameterShape> {
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let shape = param.lazy_shape().dims::<D>().to_vec();
-            self.rows.push(ParameterShape { path: self.path.join("."), shape });
+            self.rows.push(ParameterShape {
+                path: self.path.join("."),
+                shape,
+            });
         }
     }
-    let mut visitor = Visitor { path: Vec::new(), rows: Vec::new() };
+    let mut visitor = Visitor {
+        path: Vec::new(),
+        rows: Vec::new(),
+    };
     module.visit(&mut visitor);
     visitor.rows
 }

@@ -59,7 +59,9 @@ impl Transformer {
         Ok(Self {
             token_embedding,
             position_embedding,
-            layers: (0..config.layers).map(|_| Layer::new(config, &mut weights, device)).collect(),
+            layers: (0..config.layers)
+                .map(|_| Layer::new(config, &mut weights, device))
+                .collect(),
             final_norm: Norm::new(config, device),
             head: (!config.tied_head)
                 .then(|| weights.linear([config.d_model, vocabulary], false, Role::Input, device)),
@@ -97,15 +99,16 @@ impl Transformer {
 
     /// Prepares running layers over `positions` `[batch, seq]`.
     pub fn context(&self, positions: Tensor<2, Int>, visibility: Visibility) -> SequenceContext {
-        SequenceContext { rotary: self.rotary(positions), visibility }
+        SequenceContext {
+            rotary: self.rotary(positions),
+            visibility,
+        }
     }
 
     fn rotary(&self, positions: Tensor<2, Int>) -> Option<Rotary> {
         match self.config.family {
             Family::Gpt2 => None,
-            Family::Llama => {
-                Some(Rotary::new(positions, &self.config.rotary_frequencies()))
-            }
+            Family::Llama => Some(Rotary::new(positions, &self.config.rotary_frequencies())),
         }
     }
 
@@ -137,7 +140,10 @@ impl Transformer {
         let rotary = self.rotary(positions);
         let visibility = cache.visibility(range.clone(), real, &hidden.device());
         for (index, visibility) in range.zip(&visibility) {
-            let admission = Admission { cache: cache.layer(index), real };
+            let admission = Admission {
+                cache: cache.layer(index),
+                real,
+            };
             hidden =
                 self.layers[index].forward(hidden, rotary.as_ref(), visibility, Some(admission));
         }
@@ -156,7 +162,9 @@ impl Transformer {
             None => {
                 let [batch, seq, d_model] = normed.dims();
                 let table = self.token_embedding.weight.val();
-                let logits = normed.reshape([batch * seq, d_model]).matmul(table.transpose());
+                let logits = normed
+                    .reshape([batch * seq, d_model])
+                    .matmul(table.transpose());
                 let vocabulary = logits.dims()[1];
                 logits.reshape([batch, seq, vocabulary])
             }

@@ -55,11 +55,21 @@ pub fn greedy(
     let clock = Instant::now();
     let batch = prompt.batch;
     let layers = 0..model.layers.len();
-    let mut cache = KvCache::new(model.config(), batch, prompt.seq + decoding.max_tokens, device);
+    let mut cache = KvCache::new(
+        model.config(),
+        batch,
+        prompt.seq + decoding.max_tokens,
+        device,
+    );
     let (ids, positions) = prompt.tensors(device);
     let embedded = model.embed(ids, positions.clone());
-    let hidden =
-        model.run_layers_cached(layers.clone(), embedded, positions, &prompt.real, &mut cache);
+    let hidden = model.run_layers_cached(
+        layers.clone(),
+        embedded,
+        positions,
+        &prompt.real,
+        &mut cache,
+    );
     let mut next = read_argmax(model, hidden.narrow(1, prompt.seq - 1, 1));
     let prefill = clock.elapsed();
 
@@ -94,15 +104,25 @@ pub fn greedy(
         };
         let positions = upload(positions);
         let embedded = model.embed(upload(ids), positions.clone());
-        let hidden = model.run_layers_cached(layers.clone(), embedded, positions, &live, &mut cache);
+        let hidden =
+            model.run_layers_cached(layers.clone(), embedded, positions, &live, &mut cache);
         next = read_argmax(model, hidden);
         steps.push(clock.elapsed());
     }
-    Ok(Decoded { rows, prefill, steps })
+    Ok(Decoded {
+        rows,
+        prefill,
+        steps,
+    })
 }
 
 /// The most likely token after `hidden` `[batch, 1, d_model]`, read to the host.
 fn read_argmax(model: &Transformer, hidden: Tensor<3>) -> Vec<u32> {
     let logits = model.head(model.final_norm(hidden));
-    logits.argmax(2).into_data().iter::<i64>().map(|token| token as u32).collect()
+    logits
+        .argmax(2)
+        .into_data()
+        .iter::<i64>()
+        .map(|token| token as u32)
+        .collect()
 }

@@ -70,7 +70,12 @@ impl Prompt {
             ("next positions", self.next_position.len(), batch),
         ] {
             if found != wanted {
-                return Err(PromptError::Shape { batch, seq, what, found });
+                return Err(PromptError::Shape {
+                    batch,
+                    seq,
+                    what,
+                    found,
+                });
             }
         }
         for row in 0..batch {
@@ -86,7 +91,12 @@ impl Prompt {
                     if usize::try_from(value).is_ok_and(|value| value < limit) {
                         continue;
                     }
-                    return Err(PromptError::Range { what, value, row, limit });
+                    return Err(PromptError::Range {
+                        what,
+                        value,
+                        row,
+                        limit,
+                    });
                 }
             }
         }
@@ -96,7 +106,10 @@ impl Prompt {
     /// Ids and positions on a device, `[batch, seq]` each.
     pub fn tensors(&self, device: &Device) -> (Tensor<2, Int>, Tensor<2, Int>) {
         let upload = |values: &[i32]| {
-            Tensor::from_data(TensorData::new(values.to_vec(), [self.batch, self.seq]), device)
+            Tensor::from_data(
+                TensorData::new(values.to_vec(), [self.batch, self.seq]),
+                device,
+            )
         };
         (upload(&self.ids), upload(&self.positions))
     }

@@ -195,7 +195,7 @@ pub enum ConfigError {
 /// # Errors
 /// When a file cannot be read or is not TOML, `extends` goes in circles or beyond
 /// [`EXTENDS_LIMIT`], an override does not fit, a key is unknown or a value is invalid.
-pub fn load<T: DeserializeOwned + Serialize>(
+pub fn load<T: DeserializeOwned + Serialize + Default>(
     source: ConfigSource,
     overrides: &[String],
 ) -> Result<Resolved<T>, ConfigError> {
@@ -204,7 +204,15 @@ pub fn load<T: DeserializeOwned + Serialize>(
         ConfigSource::File(path) => layer::read(path)?,
     };
     let files = layers.iter().rev().filter_map(Layer::file).collect();
-    let mut root = Table::new();
+    let mut root = match &source {
+        // Spelt out, so that an override can reach into an array of the defaults.
+        ConfigSource::Defaults => {
+            Table::try_from(T::default()).map_err(|error| ConfigError::Freeze {
+                reason: error.to_string(),
+            })?
+        }
+        ConfigSource::File(_) => Table::new(),
+    };
     for layer in &layers {
         layer.merge_into(&mut root);
     }

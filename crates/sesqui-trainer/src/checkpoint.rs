@@ -104,11 +104,18 @@ fn io<'a>(
     action: &'static str,
     path: &'a Path,
 ) -> impl FnOnce(std::io::Error) -> CheckpointError + use<'a> {
-    move |source| CheckpointError::Io { action, path: path.to_owned(), source }
+    move |source| CheckpointError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 fn content(path: &Path, reason: impl ToString) -> CheckpointError {
-    CheckpointError::Content { path: path.to_owned(), reason: reason.to_string() }
+    CheckpointError::Content {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
 }
 
 /// The checkpoints of one stage.
@@ -122,7 +129,11 @@ pub struct Checkpoints {
 impl Checkpoints {
     /// Checkpoints in `folder`, which is made when the first is written.
     pub fn new(folder: PathBuf, policy: CheckpointPolicy, attachments: Vec<Attachment>) -> Self {
-        Self { folder, policy, attachments }
+        Self {
+            folder,
+            policy,
+            attachments,
+        }
     }
 
     /// Whether the policy wants one after `step`.
@@ -176,13 +187,20 @@ impl Checkpoints {
             .map_err(io("create a folder in", &self.folder))?;
         let inside = |name: &str| draft.path().join(name);
         let path = inside("model.bpk");
-        model.clone().into_record().save(&path).map_err(|error| content(&path, error))?;
+        model
+            .clone()
+            .into_record()
+            .save(&path)
+            .map_err(|error| content(&path, error))?;
         let path = inside("optimizer.bpk");
         save_optimizer(optimizer, &path)?;
         let path = inside("state.json");
         let mut json = serde_json::to_vec_pretty(state).map_err(|error| content(&path, error))?;
         json.push(b'\n');
-        let own = [Attachment { name: "state.json".to_owned(), bytes: json }];
+        let own = [Attachment {
+            name: "state.json".to_owned(),
+            bytes: json,
+        }];
         for file in own.iter().chain(&self.attachments) {
             let path = inside(&file.name);
             std::fs::write(&path, &file.bytes).map_err(io("write", &path))?;
@@ -227,7 +245,10 @@ impl Checkpoints {
         };
         for entry in entries {
             let path = entry.map_err(io("list", &self.folder))?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
             if name.starts_with(".draft-") || name.starts_with(".deleted-") {
                 std::fs::remove_dir_all(&path).map_err(io("delete", &path))?;
             }
@@ -260,7 +281,10 @@ pub fn load_state(checkpoint: &Path) -> Result<State, CheckpointError> {
     if state.schema != SCHEMA {
         return Err(content(
             &path,
-            format!("checkpoint layout {} is not {SCHEMA}, which this program reads", state.schema),
+            format!(
+                "checkpoint layout {} is not {SCHEMA}, which this program reads",
+                state.schema
+            ),
         ));
     }
     Ok(state)
@@ -292,7 +316,10 @@ pub fn load_optimizer(
 ) -> Result<ModuleOptimizer, CheckpointError> {
     let path = checkpoint.join("optimizer.bpk");
     if !path.is_file() {
-        return Err(content(&path, "no such file; the checkpoint cannot be resumed from"));
+        return Err(content(
+            &path,
+            "no such file; the checkpoint cannot be resumed from",
+        ));
     }
     let record = OptimizerRecord::load(&path).map_err(|error| content(&path, error))?;
     Ok(optimizer.load_record(record))
@@ -324,5 +351,7 @@ fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
 }
 
 fn sync(path: &Path) -> Result<(), CheckpointError> {
-    std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(io("flush", path))
+    std::fs::File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(io("flush", path))
 }

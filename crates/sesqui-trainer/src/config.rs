@@ -85,7 +85,11 @@ impl Default for TrainingConfig {
 
 impl Default for CheckpointPolicy {
     fn default() -> Self {
-        Self { every: 250, keep_last: 2, keep_at: Vec::new() }
+        Self {
+            every: 250,
+            keep_last: 2,
+            keep_at: Vec::new(),
+        }
     }
 }
 
@@ -108,14 +112,22 @@ impl TrainingConfig {
                 return Some((key.to_owned(), format!("{value} is not in [0, 1)")));
             }
         }
-        if let Some(step) = self.checkpoints.keep_at.iter().find(|&&step| step == 0 || step > self.steps) {
+        if let Some(step) = self
+            .checkpoints
+            .keep_at
+            .iter()
+            .find(|&&step| step == 0 || step > self.steps)
+        {
             return Some((
                 "checkpoints.keep_at".to_owned(),
                 format!("step {step} is not among steps 1..={}", self.steps),
             ));
         }
         if let EarlyStopping::Stalled { patience: 0 } = self.early_stopping {
-            return Some(("early_stopping.patience".to_owned(), "must be at least 1".to_owned()));
+            return Some((
+                "early_stopping.patience".to_owned(),
+                "must be at least 1".to_owned(),
+            ));
         }
         if self.early_stopping != EarlyStopping::Never && self.validate_every == 0 {
             return Some((

@@ -161,8 +161,15 @@ pub fn fit<M: Objective>(model: M, mut job: Fit<'_, M>) -> Result<Outcome<M>, Fi
                 job.metrics.sync()?;
                 job.checkpoints.save(&model, &optimizer, &state)?;
             }
-            job.renderer.end(&format!("{}: stopped after step {}, saved", job.stage, state.step));
-            return Ok(Outcome { model, state, stop: Stop::Interrupted });
+            job.renderer.end(&format!(
+                "{}: stopped after step {}, saved",
+                job.stage, state.step
+            ));
+            return Ok(Outcome {
+                model,
+                state,
+                stop: Stop::Interrupted,
+            });
         }
         let begun = Instant::now();
         // Burn's learning rate is a plain number to the optimizer; ours is a function of the step.
@@ -180,7 +187,10 @@ pub fn fit<M: Objective>(model: M, mut job: Fit<'_, M>) -> Result<Outcome<M>, Fi
         row.tokens = state.tokens;
         row.tokens_per_second = Some(step.tokens as f64 / begun.elapsed().as_secs_f64());
         row.elapsed_seconds = clock.elapsed().as_secs_f64();
-        row.values = step.losses[1..].iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+        row.values = step.losses[1..]
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), *value))
+            .collect();
         job.metrics.append(&row)?;
         job.renderer.step(&row);
 
@@ -201,7 +211,11 @@ pub fn fit<M: Objective>(model: M, mut job: Fit<'_, M>) -> Result<Outcome<M>, Fi
         state.step,
         duration(clock.elapsed().as_secs_f64())
     ));
-    Ok(Outcome { model, state, stop: Stop::Finished })
+    Ok(Outcome {
+        model,
+        state,
+        stop: Stop::Finished,
+    })
 }
 
 /// Model, optimizer and state as of the latest checkpoint, or of the start.
@@ -227,7 +241,11 @@ fn resume<M: Objective>(
         });
     }
     let folder = job.checkpoints.path(state.step);
-    Ok((load_model(&folder, model)?, load_optimizer(&folder, optimizer)?, state))
+    Ok((
+        load_model(&folder, model)?,
+        load_optimizer(&folder, optimizer)?,
+        state,
+    ))
 }
 
 /// One step's gradients, clipped, and what is to be said about it.
@@ -281,7 +299,8 @@ fn step<M: Objective>(model: &M, job: &Fit<'_, M>, state: &State) -> Result<Step
         Some((squared, losses)) => (squared.sqrt() * share, losses),
         None => (0.0, &[] as &[f64]),
     };
-    let losses: Vec<(&'static str, f64)> = names.iter().copied().zip(losses.iter().copied()).collect();
+    let losses: Vec<(&'static str, f64)> =
+        names.iter().copied().zip(losses.iter().copied()).collect();
     let quantities = losses.iter().copied().chain([("the gradient norm", norm)]);
     for (what, value) in quantities {
         if !value.is_finite() {
@@ -305,7 +324,12 @@ fn step<M: Objective>(model: &M, job: &Fit<'_, M>, state: &State) -> Result<Step
     if clip * share != 1.0 {
         gradients::scale(model, &mut gradients, clip * share);
     }
-    Ok(Step { gradients, losses, norm, tokens })
+    Ok(Step {
+        gradients,
+        losses,
+        norm,
+        tokens,
+    })
 }
 
 fn validate<M: Objective>(
@@ -315,15 +339,22 @@ fn validate<M: Objective>(
     clock: Instant,
 ) -> Result<(), FitError> {
     // Validation mode drops autodiff: forward passes without a backward would keep their graph.
-    let found = (job.validate)(&model.valid(), state.step).map_err(|reason| {
-        FitError::Validation { stage: job.stage.to_owned(), step: state.step, reason }
-    })?;
+    let found =
+        (job.validate)(&model.valid(), state.step).map_err(|reason| FitError::Validation {
+            stage: job.stage.to_owned(),
+            step: state.step,
+            reason,
+        })?;
     let mut row = MetricRow::new(job.stage, state.step, "validation");
     row.loss = found.loss;
     row.tokens = state.tokens;
     row.elapsed_seconds = clock.elapsed().as_secs_f64();
     row.values = found.values;
-    row.values.extend(found.accuracy.map(|accuracy| ("accuracy".to_owned(), accuracy)));
+    row.values.extend(
+        found
+            .accuracy
+            .map(|accuracy| ("accuracy".to_owned(), accuracy)),
+    );
     job.metrics.append(&row)?;
     job.renderer.validation(&row);
     if let Some(accuracy) = found.accuracy {

@@ -23,7 +23,10 @@ pub fn squared_norm<M: Module>(module: &M, gradients: &GradientsParams) -> Optio
             }
         }
     }
-    let mut visitor = Visitor { gradients, sum: None };
+    let mut visitor = Visitor {
+        gradients,
+        sum: None,
+    };
     module.visit(&mut visitor);
     visitor.sum
 }
@@ -37,7 +40,8 @@ pub fn scale<M: Module>(module: &M, gradients: &mut GradientsParams, factor: f64
     impl ModuleVisitor for Visitor<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(gradient) = self.gradients.remove::<D>(param.id) {
-                self.gradients.register(param.id, gradient.mul_scalar(self.factor));
+                self.gradients
+                    .register(param.id, gradient.mul_scalar(self.factor));
             }
         }
     }

@@ -16,9 +16,13 @@ struct Stable {
 impl Stable {
     fn id(&self) -> ParamId {
         // FNV-1a over the path; 64 bits against some hundred paths.
-        let hash = self.path.join(".").bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = self
+            .path
+            .join(".")
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            });
         ParamId::from(hash)
     }
 }

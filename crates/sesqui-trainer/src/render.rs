@@ -34,7 +34,10 @@ pub struct Renderer {
 }
 
 enum Screen {
-    Dashboard { renderer: Option<Box<dyn MetricsRenderer>>, interrupter: Interrupter },
+    Dashboard {
+        renderer: Option<Box<dyn MetricsRenderer>>,
+        interrupter: Interrupter,
+    },
     Plain(Box<dyn Write + Send>),
     None,
 }
@@ -58,28 +61,49 @@ impl Renderer {
                 metric_id: id(name),
                 name: Arc::new(name.to_owned()),
                 description: None,
-                attributes: NumericAttributes { unit: Some(unit.to_owned()), higher_is_better }
-                    .into(),
+                attributes: NumericAttributes {
+                    unit: Some(unit.to_owned()),
+                    higher_is_better,
+                }
+                .into(),
             });
         }
-        Self { screen: Screen::Dashboard { renderer: Some(renderer), interrupter }, log, plan: None }
+        Self {
+            screen: Screen::Dashboard {
+                renderer: Some(renderer),
+                interrupter,
+            },
+            log,
+            plan: None,
+        }
     }
 
     /// One line every few steps, to `screen` and `log`.
     pub fn plain(screen: Box<dyn Write + Send>, log: Box<dyn Write + Send>) -> Self {
-        Self { screen: Screen::Plain(screen), log, plan: None }
+        Self {
+            screen: Screen::Plain(screen),
+            log,
+            plan: None,
+        }
     }
 
     /// Nothing on the screen.
     pub fn none(log: Box<dyn Write + Send>) -> Self {
-        Self { screen: Screen::None, log, plan: None }
+        Self {
+            screen: Screen::None,
+            log,
+            plan: None,
+        }
     }
 
     /// Announces a stage.
     pub fn start(&mut self, plan: Plan) {
         self.line(&match plan.done {
             0 => format!("{}: {} steps", plan.stage, plan.steps),
-            done => format!("{}: {} steps, resuming after step {done}", plan.stage, plan.steps),
+            done => format!(
+                "{}: {} steps, resuming after step {done}",
+                plan.stage, plan.steps
+            ),
         });
         let (steps, label) = (plan.steps as usize, plan.stage.clone());
         self.draw(|renderer| {
@@ -171,7 +195,10 @@ impl Renderer {
     /// Burn's dashboard reports its kill key by panicking in whoever draws; here that is a request
     /// to stop like any other.
     fn draw(&mut self, action: impl FnOnce(&mut dyn MetricsRenderer)) {
-        if let Screen::Dashboard { renderer: slot, interrupter } = &mut self.screen
+        if let Screen::Dashboard {
+            renderer: slot,
+            interrupter,
+        } = &mut self.screen
             && let Some(mut renderer) = slot.take()
         {
             match catch_unwind(AssertUnwindSafe(|| action(renderer.as_mut()))) {
@@ -197,8 +224,10 @@ fn numeric(name: &str, value: f64) -> MetricState {
 
 fn step_line(plan: &Plan, row: &MetricRow) -> String {
     let percent = 100 * row.step / plan.steps.max(1);
-    let mut line =
-        format!("{:<10} step {:>6}/{} {percent:>3}%", plan.stage, row.step, plan.steps);
+    let mut line = format!(
+        "{:<10} step {:>6}/{} {percent:>3}%",
+        plan.stage, row.step, plan.steps
+    );
     if let Some(loss) = row.loss {
         line.push_str(&format!("  loss {loss:.4}"));
     }
@@ -221,7 +250,9 @@ fn step_line(plan: &Plan, row: &MetricRow) -> String {
 
 /// `1h02m`, `3m04s` or `5s`.
 pub fn duration(seconds: f64) -> String {
-    let whole = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX).as_secs();
+    let whole = Duration::try_from_secs_f64(seconds.max(0.0))
+        .unwrap_or(Duration::MAX)
+        .as_secs();
     match (whole / 3600, whole / 60 % 60, whole % 60) {
         (0, 0, seconds) => format!("{seconds}s"),
         (0, minutes, seconds) => format!("{minutes}m{seconds:02}s"),
@@ -235,7 +266,12 @@ mod tests {
 
     #[test]
     fn a_step_reads_as_one_line() {
-        let plan = Plan { stage: "cot".into(), steps: 1200, done: 0, log_every: 50 };
+        let plan = Plan {
+            stage: "cot".into(),
+            steps: 1200,
+            done: 0,
+            log_every: 50,
+        };
         let mut row = MetricRow::new("cot", 300, "train");
         row.loss = Some(0.51234);
         row.learning_rate = Some(3e-3);
@@ -250,7 +286,12 @@ mod tests {
 
     #[test]
     fn durations() {
-        let cases = [(0.0, "0s"), (59.9, "59s"), (61.0, "1m01s"), (3720.0, "1h02m")];
+        let cases = [
+            (0.0, "0s"),
+            (59.9, "59s"),
+            (61.0, "1m01s"),
+            (3720.0, "1h02m"),
+        ];
         for (seconds, text) in cases {
             assert_eq!(duration(seconds), text);
         }

@@ -36,7 +36,14 @@ pub struct Schedule {
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self { peak: 3e-3, warm_up_steps: 50, decay: Decay::Linear { start: 0.5, end: 0.05 } }
+        Self {
+            peak: 3e-3,
+            warm_up_steps: 50,
+            decay: Decay::Linear {
+                start: 0.5,
+                end: 0.05,
+            },
+        }
     }
 }
 
@@ -87,8 +94,14 @@ mod tests {
     #[test]
     fn rates_at_the_corners() {
         let linear = Schedule::default();
-        let cosine = Schedule { decay: Decay::Cosine { end: 0.1 }, ..linear };
-        let constant = Schedule { decay: Decay::Constant, ..linear };
+        let cosine = Schedule {
+            decay: Decay::Cosine { end: 0.1 },
+            ..linear
+        };
+        let constant = Schedule {
+            decay: Decay::Constant,
+            ..linear
+        };
         let cases = [
             (linear, 0, 3e-3 / 50.0),
             (linear, 49, 3e-3),
@@ -101,7 +114,10 @@ mod tests {
             (constant, 999, 3e-3),
         ];
         for (schedule, step, rate) in cases {
-            assert!((schedule.rate(step, 1000) - rate).abs() < 1e-12, "{schedule:?} at {step}");
+            assert!(
+                (schedule.rate(step, 1000) - rate).abs() < 1e-12,
+                "{schedule:?} at {step}"
+            );
         }
     }
 }

@@ -84,7 +84,7 @@ fn wgpu() -> Result<Device, Misuse> {
         return Err(Misuse(
             "--backend wgpu: no graphics adapter found; install a Vulkan driver, or use --backend \
              cpu"
-                .to_owned(),
+            .to_owned(),
         ));
     }
     Ok(Device::wgpu(Default::default()))

@@ -52,7 +52,11 @@ impl ConfigArguments {
         match &self.config {
             None => "arith-dag".to_owned(),
             Some(path) => {
-                let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                let stem = path
+                    .file_stem()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
                 let study = path.parent().and_then(Path::file_name);
                 match study {
                     Some(study) => format!("{}-{stem}", study.to_string_lossy()),

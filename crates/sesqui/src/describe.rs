@@ -70,7 +70,12 @@ pub fn dry_run(experiment: &Experiment, workbench: &Workbench, device: &Device) 
             batch.batch,
             batch.seq,
             batch.tokens,
-            batches.rows(0).split(", ").take(4).collect::<Vec<_>>().join(", "),
+            batches
+                .rows(0)
+                .split(", ")
+                .take(4)
+                .collect::<Vec<_>>()
+                .join(", "),
         ));
         let output = TrainStep::step(&Supervised::new(model.clone()), batch);
         let losses: Vec<String> = output
@@ -101,7 +106,11 @@ fn parameter_table(model: &Transformer) -> String {
     if let Some(column) = table.column_mut(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    format!("{table}\n{} layers, {} parameters\n", model.layers.len(), model.num_params())
+    format!(
+        "{table}\n{} layers, {} parameters\n",
+        model.layers.len(),
+        model.num_params()
+    )
 }
 
 /// The shipped experiments: path, what it is, score to expect, as each file's head says.
@@ -112,14 +121,20 @@ fn parameter_table(model: &Transformer) -> String {
 pub fn list(folder: &Path) -> Result<String> {
     let mut files = Vec::new();
     let studies = std::fs::read_dir(folder).with_context(|| {
-        format!("cannot list {}; run from the root of the source tree", folder.display())
+        format!(
+            "cannot list {}; run from the root of the source tree",
+            folder.display()
+        )
     })?;
     for study in studies {
         let study = study?.path();
         if study.is_dir() {
             for file in std::fs::read_dir(&study)? {
                 let file = file?.path();
-                if file.extension().is_some_and(|extension| extension == "toml") {
+                if file
+                    .extension()
+                    .is_some_and(|extension| extension == "toml")
+                {
                     files.push(file);
                 }
             }
@@ -131,12 +146,22 @@ pub fn list(folder: &Path) -> Result<String> {
     table.set_header(["--config", "what", "expect"]);
     for file in files {
         let text = std::fs::read_to_string(&file)?;
-        let head: Vec<&str> =
-            text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim).collect();
+        let head: Vec<&str> = text
+            .lines()
+            .map_while(|line| line.strip_prefix('#'))
+            .map(str::trim)
+            .collect();
         let what = head.first().copied().unwrap_or_default();
-        let expect =
-            head.iter().find_map(|line| line.strip_prefix("expect:")).unwrap_or_default().trim();
-        table.add_row([file.display().to_string(), what.to_owned(), expect.to_owned()]);
+        let expect = head
+            .iter()
+            .find_map(|line| line.strip_prefix("expect:"))
+            .unwrap_or_default()
+            .trim();
+        table.add_row([
+            file.display().to_string(),
+            what.to_owned(),
+            expect.to_owned(),
+        ]);
     }
     Ok(table.to_string())
 }

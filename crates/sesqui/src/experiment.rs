@@ -109,9 +109,15 @@ impl Default for Experiment {
             name: name.to_owned(),
             objective,
             initialize: Initialize::Scratch,
-            batches: BatchConfig { grouping: Grouping::ByLength, ..BatchConfig::default() },
+            batches: BatchConfig {
+                grouping: Grouping::ByLength,
+                ..BatchConfig::default()
+            },
             training: TrainingConfig {
-                checkpoints: CheckpointPolicy { keep_at, ..CheckpointPolicy::default() },
+                checkpoints: CheckpointPolicy {
+                    keep_at,
+                    ..CheckpointPolicy::default()
+                },
                 ..TrainingConfig::default()
             },
         };
@@ -151,7 +157,11 @@ impl Experiment {
             training.validate_every = training.validate_every.min(10);
             training.checkpoints.every = training.checkpoints.every.min(5);
             let last = training.steps;
-            training.checkpoints.keep_at.iter_mut().for_each(|step| *step = (*step).min(last));
+            training
+                .checkpoints
+                .keep_at
+                .iter_mut()
+                .for_each(|step| *step = (*step).min(last));
             training.checkpoints.keep_at.dedup();
         }
     }
@@ -163,12 +173,17 @@ impl Experiment {
     /// Names the key and what to change.
     pub fn validate(&self) -> Result<(), Misuse> {
         let fail = |key: String, reason: String| Err(Misuse(format!("{key}: {reason}")));
-        self.model.validate().map_err(|error| Misuse(error.to_string()))?;
+        self.model
+            .validate()
+            .map_err(|error| Misuse(error.to_string()))?;
         if let Some((key, reason)) = self.evaluation.problem() {
             return fail(format!("evaluation.{key}"), reason);
         }
         if self.stages.is_empty() {
-            return fail("stages".to_owned(), "there is nothing to train; add a [[stages]]".to_owned());
+            return fail(
+                "stages".to_owned(),
+                "there is nothing to train; add a [[stages]]".to_owned(),
+            );
         }
         for (index, stage) in self.stages.iter().enumerate() {
             let key = |part: &str| format!("stages.{}.{part}", stage.name);
@@ -176,12 +191,18 @@ impl Experiment {
             if stage.name.is_empty() || !stage.name.chars().all(plain) {
                 return fail(
                     format!("stages.{index}.name"),
-                    format!("{:?} names a folder: use letters, digits, `_` and `-`", stage.name),
+                    format!(
+                        "{:?} names a folder: use letters, digits, `_` and `-`",
+                        stage.name
+                    ),
                 );
             }
             let earlier = &self.stages[..index];
             if earlier.iter().any(|other| other.name == stage.name) {
-                return fail(format!("stages.{index}.name"), format!("{:?} is taken", stage.name));
+                return fail(
+                    format!("stages.{index}.name"),
+                    format!("{:?} is taken", stage.name),
+                );
             }
             if let Initialize::Stage { stage: from } = &stage.initialize
                 && !earlier.iter().any(|other| other.name == *from)
@@ -189,7 +210,10 @@ impl Experiment {
                 let names: Vec<&str> = earlier.iter().map(|other| other.name.as_str()).collect();
                 return fail(
                     key("initialize.stage"),
-                    format!("no earlier stage is called {from:?}; there are: {}", names.join(", ")),
+                    format!(
+                        "no earlier stage is called {from:?}; there are: {}",
+                        names.join(", ")
+                    ),
                 );
             }
             if let Some((part, reason)) = stage.training.problem() {

@@ -41,7 +41,9 @@ pub fn measure(
         &format!("{} on {} {}", subject.method, task.dataset, task.split),
     );
     let method = token_decoding(model, device, &task, config)?;
-    let found = evaluate(&method, task, config, &mut |done| bar.set_position(done as u64))?;
+    let found = evaluate(&method, task, config, &mut |done| {
+        bar.set_position(done as u64)
+    })?;
     bar.finish_and_clear();
     let row = summary_row(&found, &task, subject);
     if let Some(paths) = paths {
@@ -90,8 +92,18 @@ pub fn table(rows: &[SummaryRow]) -> String {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     table.set_header([
-        "method", "dataset", "split", "n", "accuracy %", "95 % interval", "tokens", "latents",
-        "layer calls", "MFLOPs", "reason ms", "total ms",
+        "method",
+        "dataset",
+        "split",
+        "n",
+        "accuracy %",
+        "95 % interval",
+        "tokens",
+        "latents",
+        "layer calls",
+        "MFLOPs",
+        "reason ms",
+        "total ms",
     ]);
     for row in rows {
         table.add_row([

@@ -9,8 +9,8 @@ use sesqui_dataset::tokenizer::Tokenizer;
 use sesqui_distill::Supervised;
 use sesqui_model::{Transformer, huggingface};
 use sesqui_run::{ConfigSource, RunPaths};
-use sesqui_trainer::checkpoint::{State, load_model, load_state};
 use sesqui_trainer::Checkpoints;
+use sesqui_trainer::checkpoint::{State, load_model, load_state};
 
 use crate::experiment::{Experiment, Initialize};
 use crate::misuse::Misuse;
@@ -81,7 +81,11 @@ impl Opened {
         }
         let config = ConfigSource::File(paths.config());
         let experiment = sesqui_run::load::<Experiment>(config, &[])?.value;
-        let names: Vec<&str> = experiment.stages.iter().map(|stage| stage.name.as_str()).collect();
+        let names: Vec<&str> = experiment
+            .stages
+            .iter()
+            .map(|stage| stage.name.as_str())
+            .collect();
         let stage = match stage {
             Some(name) if names.contains(&name) => name,
             Some(name) => {
@@ -96,7 +100,10 @@ impl Opened {
         let checkpoints =
             Checkpoints::new(paths.checkpoints(stage)?, Default::default(), Vec::new());
         let state = checkpoints.latest()?.ok_or_else(|| {
-            Misuse(format!("stage {stage} of {} has no checkpoint yet", path.display()))
+            Misuse(format!(
+                "stage {stage} of {} has no checkpoint yet",
+                path.display()
+            ))
         })?;
         Self::checkpoint(&checkpoints.path(state.step))
     }
@@ -107,8 +114,11 @@ impl Opened {
     ///
     /// When the weights do not fit the configuration.
     pub fn load(&self, device: &Device) -> Result<Transformer> {
-        let stage =
-            self.experiment.stages.iter().find(|stage| stage.name == self.state.stage);
+        let stage = self
+            .experiment
+            .stages
+            .iter()
+            .find(|stage| stage.name == self.state.stage);
         let fresh = match stage.map(|stage| &stage.initialize) {
             // The shape came from there; only the configuration file is needed, and read again.
             Some(Initialize::HuggingFace { path }) => huggingface::load(path, device)?,

@@ -83,11 +83,18 @@ pub fn opening(
 /// The command line that goes on with this run: the same arguments, at this directory.
 pub fn resume_command(paths: &RunPaths) -> String {
     let mut words: Vec<String> = std::env::args().collect();
-    if !words.iter().any(|word| word == "--run" || word.starts_with("--run=")) {
+    if !words
+        .iter()
+        .any(|word| word == "--run" || word.starts_with("--run="))
+    {
         words.push("--run".to_owned());
         words.push(paths.folder().display().to_string());
     }
-    words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+    words
+        .iter()
+        .map(|word| quoted(word))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn quoted(word: &str) -> String {

@@ -16,5 +16,8 @@ pub fn shrink(resolved: Resolved<Experiment>) -> Result<Resolved<Experiment>> {
     experiment.shrink();
     let file = tempfile::Builder::new().suffix(".toml").tempfile()?;
     std::fs::write(file.path(), toml::to_string(&experiment)?)?;
-    Ok(sesqui_run::load(ConfigSource::File(file.path().to_owned()), &[])?)
+    Ok(sesqui_run::load(
+        ConfigSource::File(file.path().to_owned()),
+        &[],
+    )?)
 }

@@ -52,7 +52,9 @@ impl Run<'_> {
         let device = self.device.clone().autodiff();
         let model = self.initial(stage, &device)?;
         let context = model.config().context;
-        let (batches, skipped) = self.workbench.batches(stage, context, self.experiment.seed)?;
+        let (batches, skipped) = self
+            .workbench
+            .batches(stage, context, self.experiment.seed)?;
         if !skipped.is_empty() {
             renderer.line(&format!(
                 "{}: {} training problems are longer than {context} positions and left out, \
@@ -64,7 +66,8 @@ impl Run<'_> {
         }
         let checkpoints = self.checkpoints(stage)?;
         let mut validate = |model: &Supervised, _step: u64| {
-            self.validation(stage, model).map_err(|error| format!("{error:#}"))
+            self.validation(stage, model)
+                .map_err(|error| format!("{error:#}"))
         };
         let outcome = fit(
             Supervised::new(model),
@@ -101,7 +104,11 @@ impl Run<'_> {
             text("layout.json", layout),
         ];
         let folder = self.paths.checkpoints(&stage.name)?;
-        Ok(Checkpoints::new(folder, stage.training.checkpoints.clone(), attachments))
+        Ok(Checkpoints::new(
+            folder,
+            stage.training.checkpoints.clone(),
+            attachments,
+        ))
     }
 
     /// The weights a stage starts from. They are checked against the tokenizer even when a
@@ -115,9 +122,15 @@ impl Run<'_> {
             Initialize::Stage { stage: from } => {
                 let folder = self.paths.checkpoints(from)?;
                 let earlier = Checkpoints::new(folder, Default::default(), Vec::new());
-                let state = earlier.latest()?.filter(|state| state.finished).with_context(|| {
-                    format!("stage {} starts from {from}, which has not been trained", stage.name)
-                })?;
+                let state = earlier
+                    .latest()?
+                    .filter(|state| state.finished)
+                    .with_context(|| {
+                        format!(
+                            "stage {} starts from {from}, which has not been trained",
+                            stage.name
+                        )
+                    })?;
                 let model = load_model(&earlier.path(state.step), Supervised::new(fresh()?))?;
                 Ok(model.backbone)
             }
@@ -166,10 +179,19 @@ impl Run<'_> {
     }
 
     fn validation(&self, stage: &Stage, model: &Supervised) -> Result<Validation> {
-        let sequences =
-            self.workbench.validation_sequences(stage.objective.supervision())?;
-        let config = EvaluationConfig { timing_questions: 0, ..self.experiment.evaluation.clone() };
-        let loss = validation_loss(model, &sequences, config.batch_size, &self.workbench.tokenizer)?;
+        let sequences = self
+            .workbench
+            .validation_sequences(stage.objective.supervision())?;
+        let config = EvaluationConfig {
+            timing_questions: 0,
+            ..self.experiment.evaluation.clone()
+        };
+        let loss = validation_loss(
+            model,
+            &sequences,
+            config.batch_size,
+            &self.workbench.tokenizer,
+        )?;
         let task = self.workbench.validation_task(self.experiment);
         let method = token_decoding(&model.backbone, self.device, &task, &config)?;
         let found = evaluate(&method, task, &config, &mut |_| ())?;
@@ -194,7 +216,12 @@ fn validation_loss(
         let batch = SequenceBatch::collate(sequences, rows, tokenizer.pad_id())?;
         let weight: f32 = batch.loss_weights.iter().sum();
         let output = InferenceStep::step(model, batch);
-        let loss = output.losses.into_data().iter::<f64>().next().unwrap_or(f64::NAN);
+        let loss = output
+            .losses
+            .into_data()
+            .iter::<f64>()
+            .next()
+            .unwrap_or(f64::NAN);
         sum += loss * f64::from(weight);
         targets += f64::from(weight);
     }
@@ -212,11 +239,17 @@ pub fn token_decoding<'a>(
     task: &sesqui_eval::Task<'a>,
     config: &EvaluationConfig,
 ) -> Result<TokenDecoding<'a>> {
-    let answer_start: &[u32] = task.encoded.first().map_or(&[], |problem| &problem.answer_start);
+    let answer_start: &[u32] = task
+        .encoded
+        .first()
+        .map_or(&[], |problem| &problem.answer_start);
     Ok(TokenDecoding {
         model,
         device,
-        decoding: Decoding { stop: task.tokenizer.eos_id(), max_tokens: config.max_tokens },
+        decoding: Decoding {
+            stop: task.tokenizer.eos_id(),
+            max_tokens: config.max_tokens,
+        },
         answer_start,
     })
 }

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use sesqui_dataset::batch::{Skipped, fit_context};
-use sesqui_dataset::encode::{EncodedProblem, PositionLayout, Sequence, Supervision, encode_all, sequence};
+use sesqui_dataset::encode::{
+    EncodedProblem, PositionLayout, Sequence, Supervision, encode_all, sequence,
+};
 use sesqui_dataset::tokenizer::Tokenizer;
 use sesqui_dataset::{Corpus, Problem};
 use sesqui_distill::SequenceBatches;
@@ -46,7 +48,9 @@ impl Workbench {
     ///
     /// When data is missing or malformed, naming file, line and remedy.
     pub fn new(experiment: &Experiment, root: &Path) -> Result<Self> {
-        let corpus = experiment.data.load(Some(root), experiment.seed, experiment.bad_rows)?;
+        let corpus = experiment
+            .data
+            .load(Some(root), experiment.seed, experiment.bad_rows)?;
         let markers = experiment.format.markers();
         let texts = corpus.train.iter().flat_map(texts).chain(markers);
         let tokenizer = Tokenizer::from_config(&experiment.tokenizer, root, texts)
@@ -60,7 +64,9 @@ impl Workbench {
     ///
     /// When data is missing or malformed, naming file, line and remedy.
     pub fn reopen(experiment: &Experiment, root: &Path, tokenizer: Tokenizer) -> Result<Self> {
-        let corpus = experiment.data.load(Some(root), experiment.seed, experiment.bad_rows)?;
+        let corpus = experiment
+            .data
+            .load(Some(root), experiment.seed, experiment.bad_rows)?;
         Self::with_tokenizer(experiment, corpus, tokenizer)
     }
 
@@ -71,23 +77,41 @@ impl Workbench {
     ) -> Result<Self> {
         let encode = |problems: &[Problem]| encode_all(&tokenizer, &experiment.format, problems);
         let asked = |name: &str, problems: &[Problem], limit: usize| -> Result<Split> {
-            let problems: Vec<Problem> =
-                spread(problems.len(), limit).map(|index| problems[index].clone()).collect();
+            let problems: Vec<Problem> = spread(problems.len(), limit)
+                .map(|index| problems[index].clone())
+                .collect();
             let encoded = encode(&problems)?;
-            Ok(Split { name: name.to_owned(), problems, encoded })
+            Ok(Split {
+                name: name.to_owned(),
+                problems,
+                encoded,
+            })
         };
         let evaluation = &experiment.evaluation;
         let train = encode(&corpus.train)?;
-        let validation =
-            asked("validation", &corpus.validation, evaluation.validation_questions)?;
+        let validation = asked(
+            "validation",
+            &corpus.validation,
+            evaluation.validation_questions,
+        )?;
         let tests = corpus
             .tests
             .iter()
             .map(|test| asked(&test.name, &test.problems, evaluation.questions))
             .collect::<Result<Vec<_>>>()?;
-        let held_out = tests.iter().chain([&validation]).flat_map(|split| &split.encoded);
+        let held_out = tests
+            .iter()
+            .chain([&validation])
+            .flat_map(|split| &split.encoded);
         let layout = experiment.positions.resolve(train.iter().chain(held_out));
-        Ok(Self { corpus, tokenizer, layout, train, validation, tests })
+        Ok(Self {
+            corpus,
+            tokenizer,
+            layout,
+            train,
+            validation,
+            tests,
+        })
     }
 
     /// Training batches of a stage, with what did not fit `context` positions.
@@ -110,7 +134,11 @@ impl Workbench {
             context,
             stage.batches.too_long,
         )?;
-        let identities = fitted.problems.iter().map(|problem| problem.id.clone()).collect();
+        let identities = fitted
+            .problems
+            .iter()
+            .map(|problem| problem.id.clone())
+            .collect();
         let sequences = fitted
             .problems
             .iter()
@@ -144,7 +172,10 @@ impl Workbench {
 
     /// Every test set as a task.
     pub fn test_tasks<'a>(&'a self, experiment: &'a Experiment) -> Vec<Task<'a>> {
-        self.tests.iter().map(|split| self.task(experiment, split)).collect()
+        self.tests
+            .iter()
+            .map(|split| self.task(experiment, split))
+            .collect()
     }
 
     fn task<'a>(&'a self, experiment: &'a Experiment, split: &'a Split) -> Task<'a> {
@@ -162,7 +193,10 @@ impl Workbench {
 
 fn texts(problem: &Problem) -> impl Iterator<Item = &str> {
     let steps = problem.steps.iter().map(|step| step.text.as_str());
-    [problem.question.as_str()].into_iter().chain(steps).chain([problem.answer.as_str()])
+    [problem.question.as_str()]
+        .into_iter()
+        .chain(steps)
+        .chain([problem.answer.as_str()])
 }
 
 /// `limit` indices spread evenly over `0..n`, all of them for 0: splits may be sorted by difficulty.

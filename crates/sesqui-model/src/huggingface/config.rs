@@ -9,9 +9,14 @@ use crate::config::{Family, Initialization, ModelConfig, RopeScaling};
 
 /// The shape and the vocabulary size that `path` describes.
 pub(super) fn read(path: &Path) -> Result<(ModelConfig, usize), CheckpointError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
-    let format = |reason: String| CheckpointError::Format { path: path.to_owned(), reason };
+    let text = std::fs::read_to_string(path).map_err(|source| CheckpointError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    let format = |reason: String| CheckpointError::Format {
+        path: path.to_owned(),
+        reason,
+    };
     let json: Value = serde_json::from_str(&text).map_err(|error| format(error.to_string()))?;
     parse(&json).map_err(format)
 }
@@ -19,21 +24,26 @@ pub(super) fn read(path: &Path) -> Result<(ModelConfig, usize), CheckpointError>
 fn parse(json: &Value) -> Result<(ModelConfig, usize), String> {
     let base = ModelConfig {
         // Never used: every weight is about to be read.
-        initialization: Initialization::Fixed { standard_deviation: 0.02 },
+        initialization: Initialization::Fixed {
+            standard_deviation: 0.02,
+        },
         ..ModelConfig::default()
     };
     let config = match json.get("model_type").and_then(Value::as_str) {
         Some("gpt2") => {
-            let activation =
-                json.get("activation_function").and_then(Value::as_str).unwrap_or("gelu_new");
+            let activation = json
+                .get("activation_function")
+                .and_then(Value::as_str)
+                .unwrap_or("gelu_new");
             if !matches!(activation, "gelu_new" | "gelu_pytorch_tanh") {
                 return Err(format!(
                     "activation_function {activation:?} is not supported; gelu_new is"
                 ));
             }
-            for (key, usual) in
-                [("scale_attn_by_inverse_layer_idx", false), ("scale_attn_weights", true)]
-            {
+            for (key, usual) in [
+                ("scale_attn_by_inverse_layer_idx", false),
+                ("scale_attn_weights", true),
+            ] {
                 if flag(json, key, usual)? != usual {
                     return Err(format!("{key} = {} is not supported", !usual));
                 }
@@ -56,9 +66,14 @@ fn parse(json: &Value) -> Result<(ModelConfig, usize), String> {
                     return Err(format!("{key} = true is not supported"));
                 }
             }
-            let activation = json.get("hidden_act").and_then(Value::as_str).unwrap_or("silu");
+            let activation = json
+                .get("hidden_act")
+                .and_then(Value::as_str)
+                .unwrap_or("silu");
             if activation != "silu" {
-                return Err(format!("hidden_act {activation:?} is not supported; silu is"));
+                return Err(format!(
+                    "hidden_act {activation:?} is not supported; silu is"
+                ));
             }
             let (rope_theta, rope_scaling) = rope(json)?;
             let config = ModelConfig {
@@ -87,9 +102,13 @@ fn parse(json: &Value) -> Result<(ModelConfig, usize), String> {
             config
         }
         Some(other) => {
-            return Err(format!("model_type {other:?} is not supported; \"gpt2\" and \"llama\" are"));
+            return Err(format!(
+                "model_type {other:?} is not supported; \"gpt2\" and \"llama\" are"
+            ));
         }
-        None => return Err("model_type is missing; \"gpt2\" and \"llama\" are supported".to_owned()),
+        None => {
+            return Err("model_type is missing; \"gpt2\" and \"llama\" are supported".to_owned());
+        }
     };
     Ok((config, size(json, "vocab_size")?))
 }
@@ -97,9 +116,15 @@ fn parse(json: &Value) -> Result<(ModelConfig, usize), String> {
 /// Base and scaling of the rotary frequencies: new files keep both under `rope_parameters`, older
 /// ones have `rope_theta` at the top and `rope_scaling` beside it.
 fn rope(json: &Value) -> Result<(f64, RopeScaling), String> {
-    let nested = json.get("rope_parameters").filter(|value| value.is_object());
+    let nested = json
+        .get("rope_parameters")
+        .filter(|value| value.is_object());
     let scaling = nested.or_else(|| json.get("rope_scaling").filter(|value| value.is_object()));
-    let theta = match nested.map(|value| number(value, "rope_theta")).transpose()?.flatten() {
+    let theta = match nested
+        .map(|value| number(value, "rope_theta"))
+        .transpose()?
+        .flatten()
+    {
         Some(theta) => theta,
         None => number(json, "rope_theta")?.unwrap_or(10_000.0),
     };
@@ -122,25 +147,28 @@ fn rope(json: &Value) -> Result<(f64, RopeScaling), String> {
                 original_context: size(scaling, "original_max_position_embeddings")?,
             },
         )),
-        other => Err(format!("rope type {other:?} is not supported; \"default\" and \"llama3\" are")),
+        other => Err(format!(
+            "rope type {other:?} is not supported; \"default\" and \"llama3\" are"
+        )),
     }
 }
 
 fn flag(json: &Value, key: &str, default: bool) -> Result<bool, String> {
     match json.get(key) {
         None | Some(Value::Null) => Ok(default),
-        Some(value) => {
-            value.as_bool().ok_or_else(|| format!("{key} is {value}, not true or false"))
-        }
+        Some(value) => value
+            .as_bool()
+            .ok_or_else(|| format!("{key} is {value}, not true or false")),
     }
 }
 
 fn number(json: &Value, key: &str) -> Result<Option<f64>, String> {
     match json.get(key) {
         None | Some(Value::Null) => Ok(None),
-        Some(value) => {
-            value.as_f64().map(Some).ok_or_else(|| format!("{key} is {value}, not a number"))
-        }
+        Some(value) => value
+            .as_f64()
+            .map(Some)
+            .ok_or_else(|| format!("{key} is {value}, not a number")),
     }
 }
 

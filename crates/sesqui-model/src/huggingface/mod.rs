@@ -80,8 +80,10 @@ pub enum CheckpointError {
 pub fn load(folder: &Path, device: &Device) -> Result<Transformer, CheckpointError> {
     let (config, vocabulary) = config::read(&folder.join("config.json"))?;
     let path = folder.join("model.safetensors");
-    let bytes = std::fs::read(&path)
-        .map_err(|source| CheckpointError::Io { path: path.clone(), source })?;
+    let bytes = std::fs::read(&path).map_err(|source| CheckpointError::Io {
+        path: path.clone(),
+        source,
+    })?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| CheckpointError::Format {
         path: path.clone(),
         reason: format!("not a safetensors file: {error}"),
@@ -97,9 +99,18 @@ pub fn load(folder: &Path, device: &Device) -> Result<Transformer, CheckpointErr
         let values = joined(&path, &file, entry)?;
         let bytes = Bytes::from_elems(values);
         let shape = entry.shape.clone();
-        tensors.push(burn_pack::Tensor::new(entry.path.clone(), DType::F32, shape, None, bytes));
+        tensors.push(burn_pack::Tensor::new(
+            entry.path.clone(),
+            DType::F32,
+            shape,
+            None,
+            bytes,
+        ));
     }
-    let failed = |reason: String| CheckpointError::Format { path: path.clone(), reason };
+    let failed = |reason: String| CheckpointError::Format {
+        path: path.clone(),
+        reason,
+    };
     let packed = burn_pack::Writer::new(tensors)
         .into_bytes()
         .map_err(|error| failed(error.to_string()))?;
@@ -120,12 +131,18 @@ pub fn save(model: &Transformer, folder: &Path) -> Result<(), CheckpointError> {
     let mut pieces: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
     for entry in &entries {
         for (source, values) in split(entry, &by_path[&entry.path]) {
-            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let bytes = values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect();
             pieces.push((source.name.clone(), source.shape.clone(), bytes));
         }
     }
     let path = folder.join("model.safetensors");
-    let format = |reason: String| CheckpointError::Format { path: path.clone(), reason };
+    let format = |reason: String| CheckpointError::Format {
+        path: path.clone(),
+        reason,
+    };
     let views = pieces
         .iter()
         .map(|(name, shape, bytes)| {
@@ -133,16 +150,21 @@ pub fn save(model: &Transformer, folder: &Path) -> Result<(), CheckpointError> {
         })
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| format(error.to_string()))?;
-    let metadata = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
-    let bytes = safetensors::serialize(views, Some(metadata))
-        .map_err(|error| format(error.to_string()))?;
+    let metadata = [("format".to_owned(), "pt".to_owned())]
+        .into_iter()
+        .collect();
+    let bytes =
+        safetensors::serialize(views, Some(metadata)).map_err(|error| format(error.to_string()))?;
     write(&path, &bytes)?;
     let text = config::to_json(config, model.vocabulary());
     write(&folder.join("config.json"), text.as_bytes())
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+    let io = |source| CheckpointError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(io)?;
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
@@ -183,8 +205,11 @@ fn check_nothing_left(
     entries: &[Entry],
     config: &ModelConfig,
 ) -> Result<(), CheckpointError> {
-    let known: Vec<&str> =
-        entries.iter().flat_map(|entry| &entry.sources).map(|source| source.name.as_str()).collect();
+    let known: Vec<&str> = entries
+        .iter()
+        .flat_map(|entry| &entry.sources)
+        .map(|source| source.name.as_str())
+        .collect();
     let mut names: Vec<String> = file
         .names()
         .into_iter()
@@ -200,7 +225,10 @@ fn check_nothing_left(
     if names.is_empty() {
         Ok(())
     } else {
-        Err(CheckpointError::UnexpectedTensors { path: path.to_owned(), names })
+        Err(CheckpointError::UnexpectedTensors {
+            path: path.to_owned(),
+            names,
+        })
     }
 }
 
@@ -211,13 +239,21 @@ fn check_tied_head(
     entries: &[Entry],
 ) -> Result<(), CheckpointError> {
     let head = "lm_head.weight";
-    if names::spellings(head).iter().all(|name| file.tensor(name).is_err()) {
+    if names::spellings(head)
+        .iter()
+        .all(|name| file.tensor(name).is_err())
+    {
         return Ok(());
     }
-    let embedding = entries.iter().find(|entry| entry.path == "token_embedding.weight");
+    let embedding = entries
+        .iter()
+        .find(|entry| entry.path == "token_embedding.weight");
     for source in embedding.into_iter().flat_map(|entry| &entry.sources) {
-        let head =
-            Source { name: head.to_owned(), shape: source.shape.clone(), transposed: false };
+        let head = Source {
+            name: head.to_owned(),
+            shape: source.shape.clone(),
+            transposed: false,
+        };
         if read(path, file, &head)? != read(path, file, source)? {
             return Err(CheckpointError::Format {
                 path: path.to_owned(),
@@ -232,23 +268,27 @@ fn check_tied_head(
 }
 
 /// The values of one of our parameters: its sources side by side along the last dimension.
-fn joined(
-    path: &Path,
-    file: &SafeTensors<'_>,
-    entry: &Entry,
-) -> Result<Vec<f32>, CheckpointError> {
+fn joined(path: &Path, file: &SafeTensors<'_>, entry: &Entry) -> Result<Vec<f32>, CheckpointError> {
     let parts = entry
         .sources
         .iter()
         .map(|source| read(path, file, source).map(|values| (source, values)))
         .collect::<Result<Vec<_>, _>>()?;
-    let rows = if entry.shape.len() == 2 { entry.shape[0] } else { 1 };
+    let rows = if entry.shape.len() == 2 {
+        entry.shape[0]
+    } else {
+        1
+    };
     let mut joined = Vec::with_capacity(entry.shape.iter().product());
     for row in 0..rows {
         for (source, values) in &parts {
             let columns = values.len() / rows;
             joined.extend((0..columns).map(|column| {
-                values[if source.transposed { column * rows + row } else { row * columns + column }]
+                values[if source.transposed {
+                    column * rows + row
+                } else {
+                    row * columns + column
+                }]
             }));
         }
     }
@@ -257,7 +297,11 @@ fn joined(
 
 /// The inverse of [`joined`].
 fn split<'a>(entry: &'a Entry, joined: &[f32]) -> Vec<(&'a Source, Vec<f32>)> {
-    let rows = if entry.shape.len() == 2 { entry.shape[0] } else { 1 };
+    let rows = if entry.shape.len() == 2 {
+        entry.shape[0]
+    } else {
+        1
+    };
     let width = joined.len() / rows;
     let mut start = 0;
     let mut parts = Vec::with_capacity(entry.sources.len());
@@ -265,9 +309,15 @@ fn split<'a>(entry: &'a Entry, joined: &[f32]) -> Vec<(&'a Source, Vec<f32>)> {
         let columns = source.shape.iter().product::<usize>() / rows;
         let at = |row: usize, column: usize| joined[row * width + start + column];
         let values = if source.transposed {
-            (0..columns).flat_map(|column| (0..rows).map(move |row| (row, column))).map(|(r, c)| at(r, c)).collect()
+            (0..columns)
+                .flat_map(|column| (0..rows).map(move |row| (row, column)))
+                .map(|(r, c)| at(r, c))
+                .collect()
         } else {
-            (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))).map(|(r, c)| at(r, c)).collect()
+            (0..rows)
+                .flat_map(|row| (0..columns).map(move |column| (row, column)))
+                .map(|(r, c)| at(r, c))
+                .collect()
         };
         start += columns;
         parts.push((source, values));
@@ -275,11 +325,7 @@ fn split<'a>(entry: &'a Entry, joined: &[f32]) -> Vec<(&'a Source, Vec<f32>)> {
     parts
 }
 
-fn read(
-    path: &Path,
-    file: &SafeTensors<'_>,
-    source: &Source,
-) -> Result<Vec<f32>, CheckpointError> {
+fn read(path: &Path, file: &SafeTensors<'_>, source: &Source) -> Result<Vec<f32>, CheckpointError> {
     let view = names::spellings(&source.name)
         .iter()
         .find_map(|name| file.tensor(name).ok())
@@ -313,7 +359,10 @@ fn read(
             .collect()),
         other => Err(CheckpointError::Format {
             path: path.to_owned(),
-            reason: format!("tensor {} is {other:?}; float32, bfloat16 and float16 are read", source.name),
+            reason: format!(
+                "tensor {} is {other:?}; float32, bfloat16 and float16 are read",
+                source.name
+            ),
         }),
     }
 }

@@ -50,7 +50,11 @@ fn plain(path: String, name: String, shape: &[usize]) -> Entry {
     Entry {
         path,
         shape: shape.to_vec(),
-        sources: vec![Source { name, shape: shape.to_vec(), transposed: false }],
+        sources: vec![Source {
+            name,
+            shape: shape.to_vec(),
+            transposed: false,
+        }],
     }
 }
 
@@ -72,8 +76,16 @@ fn transposed(path: String, d_input: usize, parts: &[(String, usize)]) -> Entry 
 fn gpt2(config: &ModelConfig, vocabulary: usize) -> Vec<Entry> {
     let (d, wide) = (config.d_model, config.d_feed_forward());
     let mut entries = vec![
-        plain("token_embedding.weight".into(), "wte.weight".into(), &[vocabulary, d]),
-        plain("position_embedding.weight".into(), "wpe.weight".into(), &[config.context, d]),
+        plain(
+            "token_embedding.weight".into(),
+            "wte.weight".into(),
+            &[vocabulary, d],
+        ),
+        plain(
+            "position_embedding.weight".into(),
+            "wpe.weight".into(),
+            &[config.context, d],
+        ),
         plain("final_norm.Layer.gamma".into(), "ln_f.weight".into(), &[d]),
         plain("final_norm.Layer.beta".into(), "ln_f.bias".into(), &[d]),
     ];
@@ -95,12 +107,24 @@ fn gpt2(config: &ModelConfig, vocabulary: usize) -> Vec<Entry> {
             ("feed_forward.Gelu.down", "mlp.c_proj", [wide, d]),
         ] {
             let (path, name) = (format!("{ours}.{linear}"), format!("{theirs}.{name}"));
-            entries.push(plain(format!("{path}.weight"), format!("{name}.weight"), &[input, output]));
-            entries.push(plain(format!("{path}.bias"), format!("{name}.bias"), &[output]));
+            entries.push(plain(
+                format!("{path}.weight"),
+                format!("{name}.weight"),
+                &[input, output],
+            ));
+            entries.push(plain(
+                format!("{path}.bias"),
+                format!("{name}.bias"),
+                &[output],
+            ));
         }
     }
     if !config.tied_head {
-        entries.push(transposed("head.weight".into(), d, &[("lm_head.weight".into(), vocabulary)]));
+        entries.push(transposed(
+            "head.weight".into(),
+            d,
+            &[("lm_head.weight".into(), vocabulary)],
+        ));
     }
     entries
 }
@@ -109,8 +133,16 @@ fn llama(config: &ModelConfig, vocabulary: usize) -> Vec<Entry> {
     let (d, wide, head) = (config.d_model, config.d_feed_forward(), config.d_head());
     let (query, key_value) = (config.heads * head, config.key_value_heads() * head);
     let mut entries = vec![
-        plain("token_embedding.weight".into(), "model.embed_tokens.weight".into(), &[vocabulary, d]),
-        plain("final_norm.RootMeanSquare.gamma".into(), "model.norm.weight".into(), &[d]),
+        plain(
+            "token_embedding.weight".into(),
+            "model.embed_tokens.weight".into(),
+            &[vocabulary, d],
+        ),
+        plain(
+            "final_norm.RootMeanSquare.gamma".into(),
+            "model.norm.weight".into(),
+            &[d],
+        ),
     ];
     for layer in 0..config.layers {
         let (ours, theirs) = (format!("layers.{layer}"), format!("model.layers.{layer}"));
@@ -129,7 +161,11 @@ fn llama(config: &ModelConfig, vocabulary: usize) -> Vec<Entry> {
         entries.push(transposed(
             format!("{ours}.attention.query_key_value.weight"),
             d,
-            &[(attention("q"), query), (attention("k"), key_value), (attention("v"), key_value)],
+            &[
+                (attention("q"), query),
+                (attention("k"), key_value),
+                (attention("v"), key_value),
+            ],
         ));
         entries.push(transposed(
             format!("{ours}.attention.output.weight"),
@@ -148,7 +184,11 @@ fn llama(config: &ModelConfig, vocabulary: usize) -> Vec<Entry> {
         ));
     }
     if !config.tied_head {
-        entries.push(transposed("head.weight".into(), d, &[("lm_head.weight".into(), vocabulary)]));
+        entries.push(transposed(
+            "head.weight".into(),
+            d,
+            &[("lm_head.weight".into(), vocabulary)],
+        ));
     }
     entries
 }

@@ -118,7 +118,7 @@ fn layers_and_overrides_apply_in_order() {
         ),
         (&[], &["training.shuffle=true"], "training.shuffle", "true"),
         (&[], &["device=cpu"], "device", "\"cpu\""),
-        (&[], &["device.cuda.index=1"], "device.cuda.index", "1"),
+        (&[], &["device={cuda={index=1}}"], "device.cuda.index", "1"),
         (&[], &["device={cuda={index=2}}"], "device.cuda.index", "2"),
         (&[], &["weights.answer=2"], "weights.answer", "2.0"),
         (

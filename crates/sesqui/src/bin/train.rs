@@ -99,13 +99,24 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
             RunDirectory::create("runs".as_ref(), started, &variant, hash, text)?
         }
     };
-    provenance::record(&directory, started, experiment, &workbench, arguments.place.backend)?;
+    provenance::record(
+        &directory,
+        started,
+        experiment,
+        &workbench,
+        arguments.place.backend,
+    )?;
 
     let interrupter = Interrupter::new();
     stop_on_ctrl_c(&interrupter)?;
     let mut renderer = arguments.renderer.open(&directory, &interrupter)?;
     let (mut metrics, _torn) = RowWriter::open(&directory.metrics())?;
-    renderer.line(&provenance::opening(&directory, experiment, &workbench, arguments.place.backend));
+    renderer.line(&provenance::opening(
+        &directory,
+        experiment,
+        &workbench,
+        arguments.place.backend,
+    ));
 
     let run = Run {
         experiment,
@@ -152,4 +163,3 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     println!("run directory: {}", directory.folder().display());
     Ok(ExitCode::SUCCESS)
 }
-
