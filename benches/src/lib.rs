@@ -1,1 +1,100 @@
-//! Shapes shared by the benchmarks.
+//! The shapes that `speed.rs` and `peers/pytorch_small_gpt.py` have in common.
+
+use burn::tensor::Device;
+use sesqui_dataset::batch::SequenceBatch;
+use sesqui_model::{Initialization, ModelConfig, ModelConfigError, Transformer};
+use sesqui_reason::Prompt;
+
+/// A model and the batch it is trained on; `benches/peers/README.md` has the same table.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// Name of the shape.
+    pub name: &'static str,
+    /// The backbone.
+    pub model: ModelConfig,
+    /// Token ids.
+    pub vocabulary: usize,
+    /// Rows of a training batch.
+    pub batch: usize,
+    /// Tokens of a training row.
+    pub seq: usize,
+}
+
+impl Shape {
+    /// 3.45 M parameters, untied head.
+    pub fn small_gpt() -> Self {
+        Self {
+            name: "small-gpt",
+            model: ModelConfig {
+                d_model: 256,
+                context: 128,
+                tied_head: false,
+                initialization: Initialization::Fixed {
+                    standard_deviation: 0.02,
+                },
+                ..ModelConfig::default()
+            },
+            vocabulary: 512,
+            batch: 32,
+            seq: 64,
+        }
+    }
+
+    /// The quick start's model, 0.21 M parameters, on rows of its mean length and more.
+    pub fn arith_dag() -> Self {
+        Self {
+            name: "arith-dag",
+            model: ModelConfig {
+                context: 72,
+                ..ModelConfig::default()
+            },
+            vocabulary: 34,
+            batch: 32,
+            seq: 72,
+        }
+    }
+
+    /// The model, from a fixed seed.
+    ///
+    /// # Errors
+    ///
+    /// When the shape cannot be built.
+    pub fn transformer(&self, device: &Device) -> Result<Transformer, ModelConfigError> {
+        Transformer::new(&self.model, self.vocabulary, 1, device)
+    }
+
+    /// A full batch of arbitrary tokens with a target at every position.
+    pub fn training_batch(&self) -> SequenceBatch {
+        let cells = self.batch * self.seq;
+        SequenceBatch {
+            batch: self.batch,
+            seq: self.seq,
+            input_ids: self.tokens(cells, 0),
+            position_ids: (0..cells).map(|cell| (cell % self.seq) as i32).collect(),
+            real: vec![true; cells],
+            target_ids: self.tokens(cells, 1),
+            loss_weights: vec![1.0; cells],
+            problems: (0..self.batch as u32).collect(),
+            tokens: cells,
+        }
+    }
+
+    /// A prompt of `seq` arbitrary tokens for `batch` rows.
+    pub fn prompt(&self, batch: usize, seq: usize) -> Prompt {
+        let cells = batch * seq;
+        Prompt {
+            batch,
+            seq,
+            ids: self.tokens(cells, 0),
+            positions: (0..cells).map(|cell| (cell % seq) as i32).collect(),
+            real: vec![true; cells],
+            next_position: vec![seq as i32; batch],
+        }
+    }
+
+    fn tokens(&self, n: usize, shift: usize) -> Vec<i32> {
+        (0..n)
+            .map(|cell| ((7919 * (cell + shift)) % self.vocabulary) as i32)
+            .collect()
+    }
+}

@@ -60,7 +60,8 @@ pub struct CheckpointPolicy {
     pub every: u64,
     /// How many of the latest to keep, at least 1.
     pub keep_last: usize,
-    /// Steps whose checkpoints are written and kept whatever comes later.
+    /// Steps whose checkpoints are written and kept whatever comes later; those beyond the last
+    /// step have no effect.
     pub keep_at: Vec<u64>,
 }
 
@@ -112,15 +113,10 @@ impl TrainingConfig {
                 return Some((key.to_owned(), format!("{value} is not in [0, 1)")));
             }
         }
-        if let Some(step) = self
-            .checkpoints
-            .keep_at
-            .iter()
-            .find(|&&step| step == 0 || step > self.steps)
-        {
+        if self.checkpoints.keep_at.contains(&0) {
             return Some((
                 "checkpoints.keep_at".to_owned(),
-                format!("step {step} is not among steps 1..={}", self.steps),
+                "steps are counted from 1; 0 has no checkpoint".to_owned(),
             ));
         }
         if let EarlyStopping::Stalled { patience: 0 } = self.early_stopping {

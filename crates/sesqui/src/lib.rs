@@ -11,6 +11,7 @@ pub mod cli;
 pub mod describe;
 pub mod experiment;
 pub mod measure;
+pub mod memory;
 pub mod misuse;
 pub mod opened;
 pub mod provenance;

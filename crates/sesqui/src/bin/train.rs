@@ -9,6 +9,7 @@ use clap::Parser;
 use jiff::Timestamp;
 use sesqui::cli::{ConfigArguments, PlaceArguments};
 use sesqui::measure::{Subject, measure, table};
+use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{INTERRUPTED, report};
 use sesqui::screen::{RendererChoice, spinner, stop_on_ctrl_c};
 use sesqui::stage::{Run, checkpoint_name, for_inference};
@@ -60,6 +61,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use, 130 stopped and resumable.";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    keep_freed_memory();
     arguments.place.backend.settle();
     match train(&arguments) {
         Ok(code) => code,
