@@ -214,14 +214,13 @@ fn time(
     }
     // Spread over the task, so that one length or source does not stand for all.
     let batches = questions.div_ceil(size);
-    let stride = (task.problems.len() / batches).max(1);
     let warm_up = config.warm_up_questions.div_ceil(size);
     let mut timing = Timing {
         batch_size: size,
         ..Timing::default()
     };
     for index in 0..warm_up + batches {
-        let start = (index.saturating_sub(warm_up) * stride).min(task.problems.len() - 1);
+        let start = index.saturating_sub(warm_up) * task.problems.len() / batches;
         let end = (start + size).min(task.problems.len());
         let responses = respond(method, task, start..end)?;
         if index >= warm_up {

@@ -38,7 +38,7 @@ pub enum PromptError {
     /// A token or position that the model has no row for.
     #[error("{what} {value} of row {row} is outside 0..{limit}")]
     Range {
-        /// Token id or position.
+        /// Token id, position or next position.
         what: &'static str,
         /// The value.
         value: i32,
@@ -46,6 +46,15 @@ pub enum PromptError {
         row: usize,
         /// One past the greatest.
         limit: usize,
+    },
+    /// Nothing to answer.
+    #[error("a prompt of no rows")]
+    NoRows,
+    /// A row whose last column is padding: its next token would be read off the pad.
+    #[error("row {row} ends in padding; pads go on the left")]
+    PaddedRight {
+        /// The row.
+        row: usize,
     },
     /// A row of nothing but padding.
     #[error("row {row} is empty")]
@@ -63,6 +72,9 @@ impl Prompt {
     /// Names the list, or the row and value, that does not fit.
     pub fn validate(&self, vocabulary: usize, context: usize) -> Result<(), PromptError> {
         let (batch, seq) = (self.batch, self.seq);
+        if batch == 0 {
+            return Err(PromptError::NoRows);
+        }
         for (what, found, wanted) in [
             ("ids", self.ids.len(), batch * seq),
             ("positions", self.positions.len(), batch * seq),
@@ -82,6 +94,14 @@ impl Prompt {
             let cells = row * seq..(row + 1) * seq;
             if !self.real[cells.clone()].iter().any(|&real| real) {
                 return Err(PromptError::Empty { row });
+            }
+            if !self.real[cells.end - 1] {
+                return Err(PromptError::PaddedRight { row });
+            }
+            // One past the last position is fine: nothing is generated there.
+            let (value, limit) = (self.next_position[row], context + 1);
+            if !usize::try_from(value).is_ok_and(|value| value < limit) {
+                return Err(PromptError::Range { what: "next position", value, row, limit });
             }
             for cell in cells {
                 for (what, value, limit) in [

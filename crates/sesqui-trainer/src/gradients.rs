@@ -6,6 +6,19 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
+/// Whether any parameter asks for a gradient. A backward pass without one panics in Burn.
+pub fn wanted<M: Module>(module: &M) -> bool {
+    struct Visitor(bool);
+    impl ModuleVisitor for Visitor {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0 |= param.val().is_require_grad();
+        }
+    }
+    let mut visitor = Visitor(false);
+    module.visit(&mut visitor);
+    visitor.0
+}
+
 /// Sum of squares of all gradients, `[1]`, on the device; `None` where there are no gradients.
 pub fn squared_norm<M: Module>(module: &M, gradients: &GradientsParams) -> Option<Tensor<1>> {
     struct Visitor<'a> {

@@ -217,7 +217,8 @@ fn id(name: &str) -> MetricId {
 }
 
 fn numeric(name: &str, value: f64) -> MetricState {
-    let text = format!("{value:.4e}");
+    let plain = value == 0.0 || (1e-3..1e6).contains(&value.abs());
+    let text = if plain { format!("{value:.4}") } else { format!("{value:.3e}") };
     let entry = MetricEntry::new(id(name), SerializedEntry::new(text.clone(), text));
     MetricState::Numeric(entry, Some(NumericEntry::Value(value)))
 }

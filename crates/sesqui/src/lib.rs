@@ -8,14 +8,20 @@
 
 pub mod backend;
 pub mod cli;
+pub mod data_sets;
 pub mod describe;
 pub mod experiment;
+pub mod fitting;
+pub mod labels;
 pub mod measure;
 pub mod memory;
 pub mod misuse;
 pub mod opened;
+pub mod output;
 pub mod provenance;
+pub mod reopened;
 pub mod screen;
+pub mod show;
 pub mod smoke;
 pub mod stage;
 pub mod workbench;

@@ -1,13 +1,14 @@
 //! Evaluating trained models: rows on disk, rows in the table.
 
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use comfy_table::{CellAlignment, Table, presets};
 use sesqui_eval::{Evaluation, EvaluationConfig, Task, evaluate};
 use sesqui_model::Transformer;
-use sesqui_run::{RunPaths, SummaryRow, atomic_write};
+use sesqui_run::{SummaryRow, atomic_write};
 
 use crate::screen;
 use crate::stage::token_decoding;
@@ -23,7 +24,7 @@ pub struct Subject<'a> {
     pub seed: u64,
 }
 
-/// Measures `model` on `task` and writes `eval/<method>_<split>.json` and `.jsonl`.
+/// Measures `model` on `task`; writes `file`, a `.json`, and the answers beside it as `.jsonl`.
 ///
 /// # Errors
 ///
@@ -34,7 +35,7 @@ pub fn measure(
     task: Task<'_>,
     config: &EvaluationConfig,
     subject: &Subject<'_>,
-    paths: Option<&RunPaths>,
+    file: Option<&Path>,
 ) -> Result<SummaryRow> {
     let bar = screen::progress(
         task.problems.len(),
@@ -46,8 +47,8 @@ pub fn measure(
     })?;
     bar.finish_and_clear();
     let row = summary_row(&found, &task, subject);
-    if let Some(paths) = paths {
-        record(&found, &row, paths).context("cannot write the evaluation")?;
+    if let Some(file) = file {
+        record(&found, &row, file).context("cannot write the evaluation")?;
     }
     Ok(row)
 }
@@ -73,17 +74,15 @@ fn summary_row(found: &Evaluation, task: &Task<'_>, subject: &Subject<'_>) -> Su
     }
 }
 
-fn record(found: &Evaluation, row: &SummaryRow, paths: &RunPaths) -> Result<()> {
-    let name = format!("{}_{}", row.method, row.split);
+fn record(found: &Evaluation, row: &SummaryRow, file: &Path) -> Result<()> {
     let json = serde_json::json!({ "schema": 1, "summary": row, "timing": found.timing });
-    let path = paths.evaluation(&name)?;
-    atomic_write(&path, format!("{json:#}\n").as_bytes())?;
+    atomic_write(file, format!("{json:#}\n").as_bytes())?;
     let mut lines = Vec::new();
     for row in &found.rows {
         serde_json::to_writer(&mut lines, row)?;
         lines.write_all(b"\n")?;
     }
-    atomic_write(&path.with_extension("jsonl"), &lines)?;
+    atomic_write(&file.with_extension("jsonl"), &lines)?;
     Ok(())
 }
 

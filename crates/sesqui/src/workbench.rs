@@ -13,6 +13,7 @@ use sesqui_distill::SequenceBatches;
 use sesqui_eval::Task;
 
 use crate::experiment::{Experiment, Stage};
+use crate::misuse::Misuse;
 
 /// What every stage of a run reads.
 pub struct Workbench {
@@ -55,25 +56,32 @@ impl Workbench {
         let texts = corpus.train.iter().flat_map(texts).chain(markers);
         let tokenizer = Tokenizer::from_config(&experiment.tokenizer, root, texts)
             .context("cannot make the tokenizer")?;
-        Self::with_tokenizer(experiment, corpus, tokenizer)
+        Self::with_tokenizer(experiment, corpus, tokenizer, None)
     }
 
-    /// As [`Workbench::new`], with a tokenizer that a checkpoint brought along.
+    /// For asking questions only, with the tokenizer and the position layout that a checkpoint
+    /// brought along: training problems are not encoded, and there are no training batches.
     ///
     /// # Errors
     ///
     /// When data is missing or malformed, naming file, line and remedy.
-    pub fn reopen(experiment: &Experiment, root: &Path, tokenizer: Tokenizer) -> Result<Self> {
+    pub fn reopen(
+        experiment: &Experiment,
+        root: &Path,
+        tokenizer: Tokenizer,
+        layout: PositionLayout,
+    ) -> Result<Self> {
         let corpus = experiment
             .data
             .load(Some(root), experiment.seed, experiment.bad_rows)?;
-        Self::with_tokenizer(experiment, corpus, tokenizer)
+        Self::with_tokenizer(experiment, corpus, tokenizer, Some(layout))
     }
 
     fn with_tokenizer(
         experiment: &Experiment,
         corpus: Corpus,
         tokenizer: Tokenizer,
+        layout: Option<PositionLayout>,
     ) -> Result<Self> {
         let encode = |problems: &[Problem]| encode_all(&tokenizer, &experiment.format, problems);
         let asked = |name: &str, problems: &[Problem], limit: usize| -> Result<Split> {
@@ -88,7 +96,10 @@ impl Workbench {
             })
         };
         let evaluation = &experiment.evaluation;
-        let train = encode(&corpus.train)?;
+        let train = match layout {
+            Some(_) => Vec::new(),
+            None => encode(&corpus.train)?,
+        };
         let validation = asked(
             "validation",
             &corpus.validation,
@@ -103,7 +114,8 @@ impl Workbench {
             .iter()
             .chain([&validation])
             .flat_map(|split| &split.encoded);
-        let layout = experiment.positions.resolve(train.iter().chain(held_out));
+        let layout =
+            layout.unwrap_or_else(|| experiment.positions.resolve(train.iter().chain(held_out)));
         Ok(Self {
             corpus,
             tokenizer,
@@ -176,6 +188,23 @@ impl Workbench {
             .iter()
             .map(|split| self.task(experiment, split))
             .collect()
+    }
+
+    /// The test set called `name`, or the validation set.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such split, naming those there are.
+    pub fn find_task<'a>(&'a self, experiment: &'a Experiment, name: &str) -> Result<Task<'a>> {
+        let splits = || self.tests.iter().chain([&self.validation]);
+        match splits().find(|split| split.name == name) {
+            Some(split) => Ok(self.task(experiment, split)),
+            None => {
+                let names: Vec<&str> = splits().map(|split| split.name.as_str()).collect();
+                let data = experiment.data.name();
+                Err(Misuse(format!("--split {name}: {data} has {}", names.join(", "))).into())
+            }
+        }
     }
 
     fn task<'a>(&'a self, experiment: &'a Experiment, split: &'a Split) -> Task<'a> {

@@ -11,6 +11,7 @@ use sesqui::cli::{ConfigArguments, PlaceArguments};
 use sesqui::measure::{Subject, measure, table};
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{INTERRUPTED, report};
+use sesqui::output::say;
 use sesqui::screen::{RendererChoice, spinner, stop_on_ctrl_c};
 use sesqui::stage::{Run, checkpoint_name, for_inference};
 use sesqui::workbench::{Workbench, data_root};
@@ -69,10 +70,9 @@ fn main() -> ExitCode {
     }
 }
 
-#[allow(clippy::print_stdout)]
 fn train(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.list {
-        println!("{}", describe::list("experiments".as_ref())?);
+        say(describe::list("experiments".as_ref())?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut resolved = arguments.config.resolve()?;
@@ -87,8 +87,8 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     let workbench = Workbench::new(experiment, &data_root(arguments.place.data_root.as_deref()))?;
     waiting.finish_and_clear();
     if arguments.dry_run {
-        println!("{}", resolved.text);
-        println!("{}", describe::dry_run(experiment, &workbench, &device)?);
+        say(&resolved.text)?;
+        say(describe::dry_run(experiment, &workbench, &device)?)?;
         return Ok(ExitCode::SUCCESS);
     }
 
@@ -133,7 +133,7 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
         let outcome = run.train(stage, &mut renderer, &mut metrics)?;
         if outcome.stop == Stop::Interrupted {
             renderer.close();
-            println!("resume with: {}", provenance::resume_command(&directory));
+            say(format!("resume with: {}", provenance::resume_command(&directory)))?;
             return Ok(ExitCode::from(INTERRUPTED));
         }
         let folder = run.checkpoints(stage)?.path(outcome.state.step);
@@ -155,13 +155,14 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
         };
         for task in workbench.test_tasks(experiment) {
             let config = &experiment.evaluation;
-            let row = measure(model, &device, task, config, &subject, Some(&directory))?;
+            let file = directory.evaluation(&format!("{}_{}", stage.name, task.split))?;
+            let row = measure(model, &device, task, config, &subject, Some(&file))?;
             summary.rows.push(row);
         }
     }
     summary.write(&directory.summary())?;
-    println!("{}", table(&summary.rows));
-    println!("{}", sesqui::measure::legend(&experiment.evaluation));
-    println!("run directory: {}", directory.folder().display());
+    say(table(&summary.rows))?;
+    say(sesqui::measure::legend(&experiment.evaluation))?;
+    say(format!("run directory: {}", directory.folder().display()))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,20 @@
+//! Correctness of what follows training and leads up to it: greedy decoding against recomputation,
+//! the next-token loss against plain arithmetic, scoring against a script, and all of it together.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test may fail loudly, its helpers too"
+)]
+
+#[path = "inference/decoding.rs"]
+mod decoding;
+#[path = "inference/loss.rs"]
+mod loss;
+#[path = "inference/overfit.rs"]
+mod overfit;
+#[path = "inference/prompts.rs"]
+mod prompts;
+#[path = "inference/scoring.rs"]
+mod scoring;
+#[path = "inference/support.rs"]
+mod support;

@@ -1,0 +1,264 @@
+//! Measures trained models: accuracy, and what every answer cost.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use jiff::Timestamp;
+use sesqui::cli::PlaceArguments;
+use sesqui::experiment::Experiment;
+use sesqui::fitting::Fitting;
+use sesqui::measure::{Subject, legend, measure, table};
+use sesqui::memory::keep_freed_memory;
+use sesqui::misuse::{Misuse, report};
+use sesqui::opened::Opened;
+use sesqui::output::say;
+use sesqui::reopened;
+use sesqui::screen::spinner;
+use sesqui::stage::checkpoint_name;
+use sesqui::workbench::{Workbench, data_root};
+use sesqui_dataset::batch::TooLong;
+use sesqui_eval::Task;
+
+/// Evaluate trained models and print one table.
+///
+/// Accuracy is measured in batches, time apart from it on questions spread over the split. Answers,
+/// counts and times go to `<stage>_<split>_<utc>.json` and `.jsonl`; nothing is overwritten.
+#[derive(Parser, Debug)]
+#[command(version, after_help = EXAMPLES)]
+struct Arguments {
+    /// Run directory, or checkpoint folder (`<run>/checkpoints/<stage>/step-…`)
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+
+    /// Stage of the run [default: every stage that has a checkpoint]
+    #[arg(long, value_name = "NAME")]
+    stage: Option<String>,
+
+    /// Test set, or `validation`; repeatable [default: every test set]
+    #[arg(long, value_name = "NAME")]
+    split: Vec<String>,
+
+    /// Questions of each split, spread over it; 0 means all [default: as configured]
+    #[arg(long, value_name = "N")]
+    questions: Option<usize>,
+
+    /// Questions decoded together when accuracy is measured [default: as configured]
+    #[arg(long, value_name = "N")]
+    batch_size: Option<usize>,
+
+    /// Questions whose time is measured; 0 measures none [default: as configured]
+    #[arg(long, value_name = "N")]
+    timing_questions: Option<usize>,
+
+    /// Most tokens generated per question [default: as configured]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+
+    /// What to do with a question that is too long for the model
+    #[arg(long, value_enum, default_value_t = TooLongChoice::Fail)]
+    too_long: TooLongChoice,
+
+    /// Take data, evaluation, seed and bad_rows from this experiment file [default: the run's own]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Override one of those settings; repeatable, for example --set data.kind=svamp
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+
+    #[command(flatten)]
+    place: PlaceArguments,
+
+    /// Folder for the results [default: eval/ of the run that PATH lies in; else none are written]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// What to do with a question that is too long for the model.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum TooLongChoice {
+    /// Stop and name it.
+    Fail,
+    /// Leave it out and say how many were.
+    Skip,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  evaluate runs/first                               every stage on every test set
+  evaluate runs/first --stage cot --split validation --questions 100
+  evaluate runs/first/checkpoints/cot/step-00000250 --timing-questions 0
+  evaluate runs/first --stage cot --set data.kind=svamp --too-long skip --out results
+Exit codes: 0 done, 1 failed, 2 wrong use.";
+
+fn main() -> ExitCode {
+    keep_freed_memory();
+    let arguments = Arguments::parse();
+    arguments.place.backend.settle();
+    match evaluate(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+fn evaluate(arguments: &Arguments) -> Result<()> {
+    let started = Timestamp::now();
+    let device = arguments.place.backend.device()?;
+    let checkpoints = reopened::checkpoints(&arguments.path, arguments.stage.as_deref())?;
+    let mut rows = Vec::new();
+    let mut written = Vec::new();
+    let mut bench: Option<(Workbench, Experiment)> = None;
+    for opened in &checkpoints {
+        say(opening(opened))?;
+        let model = opened.load(&device)?;
+        // The stages of a run share data, tokenizer and layout.
+        let (workbench, experiment) = match bench.take() {
+            Some(bench) if bench.0.layout == opened.layout => bench,
+            _ => self::bench(arguments, opened)?,
+        };
+        let folder = arguments
+            .out
+            .clone()
+            .or_else(|| reopened::evaluations_folder(opened));
+        for task in wanted(&workbench, &experiment, &arguments.split)? {
+            let too_long = match arguments.too_long {
+                TooLongChoice::Fail => TooLong::Fail,
+                TooLongChoice::Skip => TooLong::Skip,
+            };
+            let fitting = Fitting::new(&task, model.config().context, too_long)?;
+            let task = fitting.task(&task);
+            notes(&task, &fitting)?;
+            let subject = Subject {
+                method: &opened.state.stage,
+                checkpoint: checkpoint_name(&opened.state.stage, &opened.folder),
+                seed: opened.experiment.seed,
+            };
+            let file = match &folder {
+                Some(folder) => Some(place(folder, &subject, &task, started)?),
+                None => None,
+            };
+            let config = &experiment.evaluation;
+            rows.push(measure(
+                &model,
+                &device,
+                task,
+                config,
+                &subject,
+                file.as_deref(),
+            )?);
+            written.extend(file);
+        }
+        bench = Some((workbench, experiment));
+    }
+    say(table(&rows))?;
+    if let Some((_, experiment)) = &bench {
+        say(legend(&experiment.evaluation))?;
+    }
+    for file in &written {
+        say(format!("written: {} and .jsonl", file.display()))?;
+    }
+    if written.is_empty() {
+        say("nothing written: PATH lies in no run directory; --out DIR names a folder")?;
+    }
+    Ok(())
+}
+
+fn opening(opened: &Opened) -> String {
+    let state = &opened.state;
+    let unfinished = if state.finished {
+        ""
+    } else {
+        ", training not finished"
+    };
+    format!(
+        "{} after step {}{unfinished}: {}",
+        state.stage,
+        state.step,
+        opened.folder.display()
+    )
+}
+
+/// The data to evaluate on, and the experiment that says so.
+fn bench(arguments: &Arguments, opened: &Opened) -> Result<(Workbench, Experiment)> {
+    let mut experiment = reopened::experiment(opened, arguments.config.as_deref(), &arguments.set)?;
+    let config = &mut experiment.evaluation;
+    config.questions = arguments.questions.unwrap_or(config.questions);
+    config.validation_questions = config.questions;
+    config.batch_size = arguments.batch_size.unwrap_or(config.batch_size);
+    config.timing_questions = arguments
+        .timing_questions
+        .unwrap_or(config.timing_questions);
+    config.max_tokens = arguments.max_tokens.unwrap_or(config.max_tokens);
+    if let Some((key, reason)) = config.problem() {
+        let flag = key.replace('_', "-");
+        return Err(Misuse(format!("--{flag} (evaluation.{key}): {reason}")).into());
+    }
+    let waiting = spinner("reading data");
+    let root = data_root(arguments.place.data_root.as_deref());
+    let tokenizer = opened.tokenizer.clone();
+    let workbench = Workbench::reopen(&experiment, &root, tokenizer, opened.layout)?;
+    waiting.finish_and_clear();
+    Ok((workbench, experiment))
+}
+
+/// The splits that were asked for, each with at least one question.
+fn wanted<'a>(
+    workbench: &'a Workbench,
+    experiment: &'a Experiment,
+    names: &[String],
+) -> Result<Vec<Task<'a>>> {
+    let tests = workbench.test_tasks(experiment);
+    let tasks = if names.is_empty() {
+        tests
+    } else {
+        let mut tasks = Vec::with_capacity(names.len());
+        for name in names {
+            tasks.push(workbench.find_task(experiment, name)?);
+        }
+        tasks
+    };
+    match tasks.iter().find(|task| task.problems.is_empty()) {
+        Some(task) => Err(Misuse(format!(
+            "--split {}: {} has no questions there",
+            task.split, task.dataset
+        ))
+        .into()),
+        None => Ok(tasks),
+    }
+}
+
+/// Says what was left out, and what the tokenizer does not know.
+fn notes(task: &Task<'_>, fitting: &Fitting) -> Result<()> {
+    let place = format!("{} {}", task.dataset, task.split);
+    if let Some(first) = fitting.skipped.first() {
+        let skipped = fitting.skipped.len();
+        say(format!(
+            "{place}: {skipped} questions left out as too long; the first, {first}"
+        ))?;
+    }
+    let strange = task
+        .encoded
+        .iter()
+        .filter(|problem| problem.unknown_tokens(task.tokenizer) > 0)
+        .count();
+    if strange > 0 {
+        let all = task.encoded.len();
+        say(format!(
+            "{place}: {strange} of {all} problems have text outside the vocabulary"
+        ))?;
+    }
+    Ok(())
+}
+
+fn place(
+    folder: &Path,
+    subject: &Subject<'_>,
+    task: &Task<'_>,
+    started: Timestamp,
+) -> Result<PathBuf> {
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
+    reopened::evaluation_file(folder, subject.method, task.split, started)
+}

@@ -1,0 +1,149 @@
+//! Asks a trained model one question and shows what it writes.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use sesqui::cli::PlaceArguments;
+use sesqui::experiment::Experiment;
+use sesqui::fitting::misfit;
+use sesqui::memory::keep_freed_memory;
+use sesqui::misuse::{Misuse, report};
+use sesqui::opened::Opened;
+use sesqui::output::say;
+use sesqui::stage::token_decoding;
+use sesqui::workbench::{Workbench, data_root};
+use sesqui::{reopened, show};
+use sesqui_dataset::encode::encode_problem;
+use sesqui_dataset::{AnswerKind, Problem};
+use sesqui_eval::{Method, Task};
+
+/// Ask a trained model one question and show its reasoning and its answer, token by token.
+///
+/// The question is answered twice and the second time is shown, so that nothing is counted that
+/// happens only once. Tokens are separated by a dot; decoding is greedy.
+#[derive(Parser, Debug)]
+#[command(version, after_help = EXAMPLES)]
+struct Arguments {
+    /// Run directory, or checkpoint folder (`<run>/checkpoints/<stage>/step-…`)
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+
+    /// Stage of the run [default: the last]
+    #[arg(long, value_name = "NAME")]
+    stage: Option<String>,
+
+    /// The question, as questions of the training data are written
+    #[arg(
+        long,
+        value_name = "TEXT",
+        conflicts_with = "split",
+        required_unless_present = "split"
+    )]
+    question: Option<String>,
+
+    /// Take the question from this test set of the run's data, or from `validation`
+    #[arg(long, value_name = "NAME", requires = "index")]
+    split: Option<String>,
+
+    /// Number of the question in the split, from 0
+    #[arg(long, value_name = "N", requires = "split")]
+    index: Option<usize>,
+
+    /// Most tokens generated [default: as configured]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_tokens: Option<u32>,
+
+    #[command(flatten)]
+    place: PlaceArguments,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  generate runs/first --question 'a=3+5;b=a*2;'
+  generate runs/first --stage no_cot --split test --index 17
+  generate runs/first/checkpoints/cot/step-00000250 --split validation --index 0
+Exit codes: 0 done, 1 failed, 2 wrong use.";
+
+fn main() -> ExitCode {
+    keep_freed_memory();
+    let arguments = Arguments::parse();
+    arguments.place.backend.settle();
+    match generate(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+fn generate(arguments: &Arguments) -> Result<()> {
+    let device = arguments.place.backend.device()?;
+    if arguments
+        .question
+        .as_deref()
+        .is_some_and(|question| question.trim().is_empty())
+    {
+        return Err(Misuse("--question is empty; write what the model is to answer".into()).into());
+    }
+    let opened = reopened::open(&arguments.path, arguments.stage.as_deref())?;
+    match (&arguments.question, &arguments.split) {
+        (Some(question), _) => {
+            let problem = Problem {
+                id: "question".to_owned(),
+                question: question.trim().to_owned(),
+                steps: Vec::new(),
+                answer: String::new(),
+                answer_kind: AnswerKind::Choice,
+            };
+            let (tokenizer, format) = (&opened.tokenizer, &opened.experiment.format);
+            let encoded = encode_problem(tokenizer, format, &problem)?;
+            let task = Task {
+                dataset: opened.experiment.data.name(),
+                split: "question",
+                problems: &[problem],
+                encoded: &[encoded],
+                tokenizer,
+                format,
+                layout: opened.layout,
+            };
+            answer(arguments, &opened, &device, &task, false)
+        }
+        (None, split) => {
+            let mut experiment: Experiment = opened.experiment.clone();
+            experiment.evaluation.questions = 0;
+            experiment.evaluation.validation_questions = 0;
+            let root = data_root(arguments.place.data_root.as_deref());
+            let tokenizer = opened.tokenizer.clone();
+            let workbench = Workbench::reopen(&experiment, &root, tokenizer, opened.layout)?;
+            let name = split.as_deref().unwrap_or("test");
+            let whole = workbench.find_task(&experiment, name)?;
+            let task = show::pick(&whole, arguments.index.unwrap_or_default())?;
+            answer(arguments, &opened, &device, &task, true)
+        }
+    }
+}
+
+fn answer(
+    arguments: &Arguments,
+    opened: &Opened,
+    device: &burn::tensor::Device,
+    task: &Task<'_>,
+    known: bool,
+) -> Result<()> {
+    let model = opened.load(device)?;
+    if let Some(reason) = misfit(&task.encoded[0], task.layout, model.config().context) {
+        return Err(Misuse(format!("the question does not fit the model: {reason}")).into());
+    }
+    let mut config = opened.experiment.evaluation.clone();
+    if let Some(most) = arguments.max_tokens {
+        config.max_tokens = most as usize;
+    }
+    let method = token_decoding(&model, device, task, &config)?;
+    let prompt = task.prompt(0..1)?;
+    method.respond(&prompt)?;
+    let responses = method.respond(&prompt)?;
+    if let Some(note) = show::unknown_characters(task)? {
+        say(note)?;
+    }
+    say(show::response(task, &responses, known)?)
+}

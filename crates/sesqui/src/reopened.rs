@@ -1,0 +1,135 @@
+//! Which checkpoints to evaluate, on which data, and where the rows go.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use jiff::{Timestamp, tz::TimeZone};
+use sesqui_run::{ConfigSource, RunPaths};
+
+use crate::experiment::Experiment;
+use crate::misuse::Misuse;
+use crate::opened::Opened;
+
+/// What `--set` may change when a trained model is used: the data, not the model.
+const EVALUATION_KEYS: [&str; 4] = ["data", "evaluation", "seed", "bad_rows"];
+
+/// The checkpoint that `path` and `stage` name, or without a stage those of all stages of a run.
+///
+/// # Errors
+///
+/// When there is none, naming what there is.
+pub fn checkpoints(path: &Path, stage: Option<&str>) -> Result<Vec<Opened>> {
+    let run = RunPaths::new(path);
+    let whole_run = stage.is_none() && run.config().is_file() && !path.join("state.json").is_file();
+    if !whole_run {
+        return Ok(vec![open(path, stage)?]);
+    }
+    let experiment = sesqui_run::load::<Experiment>(ConfigSource::File(run.config()), &[])?.value;
+    let mut opened = Vec::new();
+    for stage in &experiment.stages {
+        if !run.checkpoint_steps(&stage.name)?.is_empty() {
+            opened.push(Opened::find(path, Some(&stage.name))?);
+        }
+    }
+    if opened.is_empty() {
+        return Err(Misuse(format!("{} has no checkpoint yet", path.display())).into());
+    }
+    Ok(opened)
+}
+
+/// As [`Opened::find`], but refuses a stage that a checkpoint folder does not belong to.
+///
+/// # Errors
+///
+/// When there is nothing to open, or another stage than asked for.
+pub fn open(path: &Path, stage: Option<&str>) -> Result<Opened> {
+    let opened = Opened::find(path, stage)?;
+    match stage {
+        Some(stage) if stage != opened.state.stage => Err(Misuse(format!(
+            "--stage {stage}: {} is a checkpoint of stage {}",
+            path.display(),
+            opened.state.stage
+        ))
+        .into()),
+        _ => Ok(opened),
+    }
+}
+
+/// The experiment to evaluate `opened` under: its own, with the data, the evaluation, the seed and
+/// `bad_rows` of `config` and `set`.
+///
+/// # Errors
+///
+/// When a setting is unknown or would change the trained model.
+pub fn experiment(opened: &Opened, config: Option<&Path>, set: &[String]) -> Result<Experiment> {
+    let mut overrides = Vec::with_capacity(set.len());
+    for argument in set {
+        let key = argument.split(['=', '.']).next().unwrap_or_default().trim();
+        if !EVALUATION_KEYS.contains(&key) {
+            return Err(Misuse(format!(
+                "--set {argument}: the model is trained already; only {} can be set here",
+                EVALUATION_KEYS.join(", ")
+            ))
+            .into());
+        }
+        // Another data set has other settings: those of the run's own must go.
+        overrides.push(match argument.split_once('=') {
+            Some((key, kind)) if key.trim() == "data.kind" => {
+                format!("data={{ kind = \"{}\" }}", kind.trim().trim_matches('"'))
+            }
+            _ => argument.clone(),
+        });
+    }
+    let own = opened.folder.join("config.toml");
+    let source = ConfigSource::File(config.map_or(own, Path::to_owned));
+    let asked = sesqui_run::load::<Experiment>(source, &overrides)?.value;
+    Ok(Experiment {
+        seed: asked.seed,
+        bad_rows: asked.bad_rows,
+        data: asked.data,
+        evaluation: asked.evaluation,
+        ..opened.experiment.clone()
+    })
+}
+
+/// Where evaluations of `opened` go by default: the `eval` folder of its run, if it lies in one.
+pub fn evaluations_folder(opened: &Opened) -> Option<PathBuf> {
+    // <run>/checkpoints/<stage>/step-…
+    let run = RunPaths::new(opened.folder.ancestors().nth(3)?);
+    let inside = run
+        .checkpoint(&opened.state.stage, opened.state.step)
+        .ok()?;
+    (run.config().is_file() && inside == opened.folder).then(|| run.evaluations())
+}
+
+/// A file name for an evaluation started at `started` that no other evaluation in `folder` has.
+///
+/// # Errors
+///
+/// When stage or split cannot be part of a file name.
+pub fn evaluation_file(
+    folder: &Path,
+    stage: &str,
+    split: &str,
+    started: Timestamp,
+) -> Result<PathBuf> {
+    let time = started
+        .to_zoned(TimeZone::UTC)
+        .strftime("%Y%m%d-%H%M%S")
+        .to_string();
+    // Only to have the name checked.
+    RunPaths::new(folder).evaluation(&format!("{stage}_{split}_{time}"))?;
+    let mut number = 1;
+    loop {
+        let suffix = if number == 1 {
+            String::new()
+        } else {
+            format!("-{number}")
+        };
+        let path = folder.join(format!("{stage}_{split}_{time}{suffix}.json"));
+        if !path.exists() {
+            return Ok(path);
+        }
+        number += 1;
+    }
+}

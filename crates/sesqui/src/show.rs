@@ -1,0 +1,137 @@
+//! One question and what a model made of it, for reading.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use sesqui_dataset::tokenizer::Tokenizer;
+use sesqui_eval::{Responses, Task, answer};
+
+use crate::misuse::Misuse;
+
+/// The answer to the only question of `task`, in lines: the question, the tokens of reasoning and
+/// answer, the answer found, the right one where `known`, and what it took.
+///
+/// # Errors
+///
+/// When a generated id is not in the vocabulary.
+pub fn response(task: &Task<'_>, responses: &Responses, known: bool) -> Result<String> {
+    let (problem, encoded) = (&task.problems[0], &task.encoded[0]);
+    let tokens = &responses.rows[0].tokens;
+    let opening = &encoded.answer_start;
+    let split = match opening.len() {
+        0 => tokens.len(),
+        length => tokens
+            .windows(length)
+            .position(|window| window == opening)
+            .unwrap_or(tokens.len()),
+    };
+    let (reasoning, answer) = tokens.split_at(split);
+    let generated = task.tokenizer.decode(tokens)?;
+    let marker = &task.format.answer_start;
+    let mut lines = vec![
+        format!("question   {}", problem.question),
+        format!("reasoning  {}", pieces(task.tokenizer, reasoning)),
+        format!("answer     {}", pieces(task.tokenizer, answer)),
+    ];
+    if known {
+        let found = answer::extract(&generated, marker, problem.answer_kind);
+        let right = found
+            .as_deref()
+            .is_some_and(|found| answer::matches(found, &problem.answer, problem.answer_kind));
+        lines.push(format!("parsed     {}", found.as_deref().unwrap_or("none")));
+        let verdict = if right { "right" } else { "wrong" };
+        lines.push(format!("expected   {}: {verdict}", problem.answer));
+    } else {
+        // Nobody said whether a number, a phrase or a yes is wanted.
+        let found = match marker.as_str() {
+            "" => Some(generated.as_str()),
+            marker => generated.rsplit_once(marker).map(|(_, text)| text),
+        };
+        lines.push(format!("parsed     {}", found.map_or("none", str::trim)));
+    }
+    let row = &responses.rows[0];
+    lines.push(format!(
+        "tokens     {} reasoning, {} answer; {} latent steps",
+        reasoning.len(),
+        answer.len(),
+        row.latent_steps
+    ));
+    lines.push(format!(
+        "ms         {:.2} prefill, {:.2} reasoning, {:.2} answer",
+        milliseconds(responses.prefill),
+        milliseconds(responses.reasoning),
+        milliseconds(responses.answer)
+    ));
+    Ok(lines.join("\n"))
+}
+
+/// Says which characters of the only question of `task` the model has never seen, if any.
+///
+/// # Errors
+///
+/// When the tokenizer refuses a character.
+pub fn unknown_characters(task: &Task<'_>) -> Result<Option<String>> {
+    let tokenizer = task.tokenizer;
+    let Some(unknown) = tokenizer.unknown_id() else {
+        return Ok(None);
+    };
+    let mut found = String::new();
+    for character in task.problems[0].question.chars() {
+        let ids = tokenizer.encode(&character.to_string())?;
+        if ids.contains(&unknown) && !found.contains(character) {
+            found.push(character);
+        }
+    }
+    Ok((!found.is_empty()).then(|| {
+        format!(
+            "note: not in the model's vocabulary, read as unknown: {}",
+            found.escape_debug()
+        )
+    }))
+}
+
+/// The problem at `index` of a split.
+///
+/// # Errors
+///
+/// When the split ends before it.
+pub fn pick<'a>(task: &Task<'a>, index: usize) -> Result<Task<'a>> {
+    let count = task.problems.len();
+    if index >= count {
+        return Err(Misuse(match count {
+            0 => format!(
+                "--split {}: {} has no questions there",
+                task.split, task.dataset
+            ),
+            _ => format!(
+                "--index {index}: {} {} has {count} questions, 0 to {}",
+                task.dataset,
+                task.split,
+                count - 1
+            ),
+        })
+        .into());
+    }
+    Ok(Task {
+        problems: &task.problems[index..=index],
+        encoded: &task.encoded[index..=index],
+        ..*task
+    })
+}
+
+/// Tokens one by one, a dot between them; line breaks show as `⏎`.
+fn pieces(tokenizer: &Tokenizer, tokens: &[u32]) -> String {
+    let shown = tokens.iter().map(|&token| {
+        let text = tokenizer.token_text(token);
+        text.unwrap_or_else(|| format!("<{token}>"))
+            .replace('\n', "⏎")
+    });
+    match tokens {
+        [] => "(nothing)".to_owned(),
+        _ => shown.collect::<Vec<_>>().join("·"),
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    1e3 * duration.as_secs_f64()
+}

@@ -1,0 +1,23 @@
+//! The programs as a person meets them: help, refusals, a run from training to export, kills and
+//! Ctrl-C; and the architecture that `docs` promise.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test may fail loudly, its helpers too"
+)]
+
+#[path = "cli/architecture.rs"]
+mod architecture;
+#[path = "cli/experiments.rs"]
+mod experiments;
+#[path = "cli/help.rs"]
+mod help;
+#[path = "cli/refusals.rs"]
+mod refusals;
+#[cfg(unix)]
+#[path = "cli/resume.rs"]
+mod resume;
+#[path = "cli/runs.rs"]
+mod runs;
+#[path = "cli/support.rs"]
+mod support;

@@ -1,0 +1,139 @@
+//! The crate table of `docs/architecture.md` against the workspace.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
+
+use crate::support::root;
+
+/// Crate and what it may use of ours; tests may use more.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("sesqui-run", &[]),
+    ("sesqui-report", &["run"]),
+    ("sesqui-model", &[]),
+    ("sesqui-shortcut", &["model"]),
+    ("sesqui-dataset", &[]),
+    ("sesqui-distill", &["model", "shortcut", "dataset", "trainer"]),
+    ("sesqui-reason", &["model", "shortcut"]),
+    ("sesqui-eval", &["model", "shortcut", "dataset", "reason", "run"]),
+    ("sesqui-trainer", &["run"]),
+];
+
+/// What may use all of ours, and what is none of ours but lives here.
+const FREE: &[&str] = &["sesqui", "sesqui-benches", "cubecl-llvm"];
+
+/// These link no tensor library, not even through others.
+const WITHOUT_BURN: &[&str] = &["sesqui-run", "sesqui-dataset", "sesqui-report"];
+
+/// The one version of Burn.
+const BURN: &str = "0.22.1";
+
+fn metadata() -> Metadata {
+    let version = Command::new("rustc").arg("-vV").output().unwrap();
+    let version = String::from_utf8(version.stdout).unwrap();
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
+    // What other platforms would need may not have been downloaded.
+    let platform = ["--filter-platform", host, "--locked", "--offline"].map(str::to_owned);
+    MetadataCommand::new()
+        .manifest_path(root().join("Cargo.toml"))
+        .other_options(platform)
+        .exec()
+        .unwrap()
+}
+
+/// Names of the packages that `from` links or builds with, itself included.
+fn reachable<'a>(metadata: &'a Metadata, from: &str) -> BTreeSet<&'a PackageId> {
+    let nodes: BTreeMap<_, _> =
+        metadata.resolve.as_ref().unwrap().nodes.iter().map(|node| (&node.id, node)).collect();
+    let first = metadata.packages.iter().find(|package| package.name == from).unwrap();
+    let mut seen = BTreeSet::new();
+    let mut next = vec![&first.id];
+    while let Some(id) = next.pop() {
+        if seen.insert(id) {
+            let links = nodes[id].deps.iter().filter(|dependency| {
+                let kinds = &dependency.dep_kinds;
+                kinds.iter().any(|kind| kind.kind != DependencyKind::Development)
+            });
+            next.extend(links.map(|dependency| &dependency.pkg));
+        }
+    }
+    seen
+}
+
+fn is_burn(name: &str) -> bool {
+    name == "burn" || name.starts_with("burn-")
+}
+
+#[test]
+fn crates_use_only_what_the_table_allows() {
+    let metadata = metadata();
+    let table: BTreeMap<_, _> = ARROWS.iter().copied().collect();
+    let members = metadata.workspace_packages();
+    for package in &members {
+        let name = package.name.as_str();
+        if FREE.contains(&name) {
+            continue;
+        }
+        let allowed = table.get(name).unwrap_or_else(|| {
+            panic!("{name} is not in the table of docs/architecture.md; enter it there and here")
+        });
+        for dependency in &package.dependencies {
+            let ours = dependency.kind != DependencyKind::Development
+                && members.iter().any(|member| member.name.as_str() == dependency.name);
+            let allowed = allowed.iter().any(|short| dependency.name == format!("sesqui-{short}"));
+            assert!(!ours || allowed, "{name} must not use {}", dependency.name);
+        }
+    }
+}
+
+#[test]
+fn data_and_run_directories_link_no_tensor_library() {
+    let metadata = metadata();
+    for name in WITHOUT_BURN {
+        if !metadata.workspace_packages().iter().any(|package| package.name == *name) {
+            continue;
+        }
+        for id in reachable(&metadata, name) {
+            let linked = metadata[id].name.as_str();
+            assert!(!is_burn(linked) && !linked.starts_with("cubecl"), "{name} links {linked}");
+        }
+    }
+}
+
+#[test]
+fn the_default_build_compiles_nothing_but_rust() {
+    let metadata = metadata();
+    let resolve = metadata.resolve.as_ref().unwrap();
+    let reachable = reachable(&metadata, "sesqui");
+    let foreign: Vec<String> = resolve
+        .nodes
+        .iter()
+        .filter(|node| reachable.contains(&node.id))
+        .flat_map(|node| node.deps.iter().map(move |dependency| (node, dependency)))
+        .filter(|(_, dependency)| {
+            let builds = dependency.dep_kinds.iter().any(|kind| kind.kind == DependencyKind::Build);
+            let tool = metadata[&dependency.pkg].name.as_str();
+            builds && ["cc", "cmake", "bindgen"].contains(&tool)
+        })
+        .map(|(node, dependency)| {
+            format!("{} builds with {}", metadata[&node.id].name, dependency.name)
+        })
+        .collect();
+    assert!(foreign.is_empty(), "{}", foreign.join("\n"));
+}
+
+#[test]
+fn burn_is_pinned_to_one_version() {
+    let metadata = metadata();
+    for package in metadata.workspace_packages() {
+        for dependency in package.dependencies.iter().filter(|found| is_burn(&found.name)) {
+            let wanted = dependency.req.to_string();
+            assert_eq!(wanted, format!("={BURN}"), "{}: {}", package.name, dependency.name);
+        }
+    }
+    let resolved = metadata.packages.iter().filter(|package| is_burn(&package.name));
+    for package in resolved {
+        assert_eq!(package.version.to_string(), BURN, "{}", package.name);
+    }
+}

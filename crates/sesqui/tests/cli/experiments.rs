@@ -1,0 +1,57 @@
+//! The shipped experiment files.
+
+use std::path::{Path, PathBuf};
+
+use sesqui::experiment::Experiment;
+use sesqui_run::{ConfigSource, load};
+
+use crate::support::{files, root, succeed};
+
+fn shipped() -> Vec<PathBuf> {
+    let folder = root().join("experiments");
+    files(&folder)
+        .into_keys()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .map(|path| Path::new("experiments").join(path))
+        .collect()
+}
+
+#[test]
+fn every_file_loads_validates_and_says_what_it_is() {
+    let shipped = shipped();
+    assert!(shipped.len() >= 2, "{shipped:?}");
+    for path in shipped {
+        let name = path.display().to_string();
+        let source = ConfigSource::File(root().join(&path));
+        let resolved = load::<Experiment>(source, &[]).unwrap_or_else(|error| panic!("{error}"));
+        resolved.value.validate().unwrap_or_else(|error| panic!("{name}: {error}"));
+        let text = std::fs::read_to_string(root().join(&path)).unwrap();
+        let mut head = text.lines();
+        for label in ["", "command: ", "hardware: ", "time: ", "expect: "] {
+            let line = head.next().unwrap_or_default();
+            let said = line.strip_prefix("# ").and_then(|line| line.strip_prefix(label));
+            assert!(
+                said.is_some_and(|said| !said.trim().is_empty()),
+                "{name}: expected `# {label}…`, found `{line}`"
+            );
+            if label == "command: " {
+                assert!(line.contains(&name), "{name}: the command names another file: {line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_written_out_default_is_the_default() {
+    let path = root().join("experiments/arith-dag/default.toml");
+    let resolved = load::<Experiment>(ConfigSource::File(path), &[]).unwrap();
+    assert_eq!(resolved.value, Experiment::default());
+}
+
+#[test]
+fn list_shows_every_file() {
+    let listed = succeed("train", &["--list"]);
+    for path in shipped() {
+        assert!(listed.contains(&path.display().to_string()), "{listed}");
+    }
+}
