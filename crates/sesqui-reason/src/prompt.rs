@@ -101,7 +101,12 @@ impl Prompt {
             // One past the last position is fine: nothing is generated there.
             let (value, limit) = (self.next_position[row], context + 1);
             if !usize::try_from(value).is_ok_and(|value| value < limit) {
-                return Err(PromptError::Range { what: "next position", value, row, limit });
+                return Err(PromptError::Range {
+                    what: "next position",
+                    value,
+                    row,
+                    limit,
+                });
             }
             for cell in cells {
                 for (what, value, limit) in [

@@ -147,7 +147,9 @@ pub fn fit<M: Objective>(model: M, mut job: Fit<'_, M>) -> Result<Outcome<M>, Fi
     job.checkpoints.sweep()?;
     let (mut model, mut optimizer, mut state) = resume(with_stable_ids(model), &job)?;
     if !state.finished && !gradients::wanted(&model) {
-        return Err(FitError::NothingToTrain { stage: job.stage.to_owned() });
+        return Err(FitError::NothingToTrain {
+            stage: job.stage.to_owned(),
+        });
     }
     job.metrics.truncate_after(job.stage, state.step)?;
     job.renderer.start(Plan {

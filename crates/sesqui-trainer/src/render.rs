@@ -218,7 +218,11 @@ fn id(name: &str) -> MetricId {
 
 fn numeric(name: &str, value: f64) -> MetricState {
     let plain = value == 0.0 || (1e-3..1e6).contains(&value.abs());
-    let text = if plain { format!("{value:.4}") } else { format!("{value:.3e}") };
+    let text = if plain {
+        format!("{value:.4}")
+    } else {
+        format!("{value:.3e}")
+    };
     let entry = MetricEntry::new(id(name), SerializedEntry::new(text.clone(), text));
     MetricState::Numeric(entry, Some(NumericEntry::Value(value)))
 }

@@ -10,6 +10,7 @@ pub mod backend;
 pub mod cli;
 pub mod data_sets;
 pub mod describe;
+pub mod events;
 pub mod experiment;
 pub mod fitting;
 pub mod labels;

@@ -8,6 +8,7 @@ use burn::train::Interrupter;
 use clap::Parser;
 use jiff::Timestamp;
 use sesqui::cli::{ConfigArguments, PlaceArguments};
+use sesqui::events::Events;
 use sesqui::measure::{Subject, measure, table};
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{INTERRUPTED, report};
@@ -16,7 +17,7 @@ use sesqui::screen::{RendererChoice, spinner, stop_on_ctrl_c};
 use sesqui::stage::{Run, checkpoint_name, for_inference};
 use sesqui::workbench::{Workbench, data_root};
 use sesqui::{describe, provenance};
-use sesqui_run::{RowWriter, RunDirectory, Summary};
+use sesqui_run::{EventKind, RowWriter, RunDirectory, Summary};
 use sesqui_trainer::Stop;
 
 /// Train the stages of an experiment, evaluate each, and print one table.
@@ -101,23 +102,16 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
             RunDirectory::create("runs".as_ref(), started, &variant, hash, text)?
         }
     };
-    provenance::record(
-        &directory,
-        started,
-        experiment,
-        &workbench,
-        arguments.place.backend,
-    )?;
+    let backend = arguments.place.backend;
+    provenance::record(&directory, started, experiment, &workbench, backend)?;
+    let mut events = Events::open(&directory)?;
 
     let interrupter = Interrupter::new();
     stop_on_ctrl_c(&interrupter)?;
     let mut renderer = arguments.renderer.open(&directory, &interrupter)?;
     let (mut metrics, _torn) = RowWriter::open(&directory.metrics())?;
     renderer.line(&provenance::opening(
-        &directory,
-        experiment,
-        &workbench,
-        arguments.place.backend,
+        &directory, experiment, &workbench, backend,
     ));
 
     let run = Run {
@@ -132,10 +126,15 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     for stage in &experiment.stages {
         let outcome = run.train(stage, &mut renderer, &mut metrics)?;
         if outcome.stop == Stop::Interrupted {
+            events.of_stage(EventKind::Interrupted, &stage.name, outcome.state.step)?;
             renderer.close();
-            say(format!("resume with: {}", provenance::resume_command(&directory)))?;
+            say(format!(
+                "resume with: {}",
+                provenance::resume_command(&directory)
+            ))?;
             return Ok(ExitCode::from(INTERRUPTED));
         }
+        events.of_stage(EventKind::StageFinished, &stage.name, outcome.state.step)?;
         let folder = run.checkpoints(stage)?.path(outcome.state.step);
         trained.push((stage, for_inference(outcome.model), folder));
     }
@@ -161,6 +160,7 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
         }
     }
     summary.write(&directory.summary())?;
+    events.of_run(EventKind::Finished)?;
     say(table(&summary.rows))?;
     say(sesqui::measure::legend(&experiment.evaluation))?;
     say(format!("run directory: {}", directory.folder().display()))?;

@@ -14,9 +14,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sesqui-model", &[]),
     ("sesqui-shortcut", &["model"]),
     ("sesqui-dataset", &[]),
-    ("sesqui-distill", &["model", "shortcut", "dataset", "trainer"]),
+    (
+        "sesqui-distill",
+        &["model", "shortcut", "dataset", "trainer"],
+    ),
     ("sesqui-reason", &["model", "shortcut"]),
-    ("sesqui-eval", &["model", "shortcut", "dataset", "reason", "run"]),
+    (
+        "sesqui-eval",
+        &["model", "shortcut", "dataset", "reason", "run"],
+    ),
     ("sesqui-trainer", &["run"]),
 ];
 
@@ -32,7 +38,10 @@ const BURN: &str = "0.22.1";
 fn metadata() -> Metadata {
     let version = Command::new("rustc").arg("-vV").output().unwrap();
     let version = String::from_utf8(version.stdout).unwrap();
-    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
+    let host = version
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .unwrap();
     // What other platforms would need may not have been downloaded.
     let platform = ["--filter-platform", host, "--locked", "--offline"].map(str::to_owned);
     MetadataCommand::new()
@@ -44,16 +53,28 @@ fn metadata() -> Metadata {
 
 /// Names of the packages that `from` links or builds with, itself included.
 fn reachable<'a>(metadata: &'a Metadata, from: &str) -> BTreeSet<&'a PackageId> {
-    let nodes: BTreeMap<_, _> =
-        metadata.resolve.as_ref().unwrap().nodes.iter().map(|node| (&node.id, node)).collect();
-    let first = metadata.packages.iter().find(|package| package.name == from).unwrap();
+    let nodes: BTreeMap<_, _> = metadata
+        .resolve
+        .as_ref()
+        .unwrap()
+        .nodes
+        .iter()
+        .map(|node| (&node.id, node))
+        .collect();
+    let first = metadata
+        .packages
+        .iter()
+        .find(|package| package.name == from)
+        .unwrap();
     let mut seen = BTreeSet::new();
     let mut next = vec![&first.id];
     while let Some(id) = next.pop() {
         if seen.insert(id) {
             let links = nodes[id].deps.iter().filter(|dependency| {
                 let kinds = &dependency.dep_kinds;
-                kinds.iter().any(|kind| kind.kind != DependencyKind::Development)
+                kinds
+                    .iter()
+                    .any(|kind| kind.kind != DependencyKind::Development)
             });
             next.extend(links.map(|dependency| &dependency.pkg));
         }
@@ -80,8 +101,12 @@ fn crates_use_only_what_the_table_allows() {
         });
         for dependency in &package.dependencies {
             let ours = dependency.kind != DependencyKind::Development
-                && members.iter().any(|member| member.name.as_str() == dependency.name);
-            let allowed = allowed.iter().any(|short| dependency.name == format!("sesqui-{short}"));
+                && members
+                    .iter()
+                    .any(|member| member.name.as_str() == dependency.name);
+            let allowed = allowed
+                .iter()
+                .any(|short| dependency.name == format!("sesqui-{short}"));
             assert!(!ours || allowed, "{name} must not use {}", dependency.name);
         }
     }
@@ -91,12 +116,19 @@ fn crates_use_only_what_the_table_allows() {
 fn data_and_run_directories_link_no_tensor_library() {
     let metadata = metadata();
     for name in WITHOUT_BURN {
-        if !metadata.workspace_packages().iter().any(|package| package.name == *name) {
+        if !metadata
+            .workspace_packages()
+            .iter()
+            .any(|package| package.name == *name)
+        {
             continue;
         }
         for id in reachable(&metadata, name) {
             let linked = metadata[id].name.as_str();
-            assert!(!is_burn(linked) && !linked.starts_with("cubecl"), "{name} links {linked}");
+            assert!(
+                !is_burn(linked) && !linked.starts_with("cubecl"),
+                "{name} links {linked}"
+            );
         }
     }
 }
@@ -112,12 +144,18 @@ fn the_default_build_compiles_nothing_but_rust() {
         .filter(|node| reachable.contains(&node.id))
         .flat_map(|node| node.deps.iter().map(move |dependency| (node, dependency)))
         .filter(|(_, dependency)| {
-            let builds = dependency.dep_kinds.iter().any(|kind| kind.kind == DependencyKind::Build);
+            let builds = dependency
+                .dep_kinds
+                .iter()
+                .any(|kind| kind.kind == DependencyKind::Build);
             let tool = metadata[&dependency.pkg].name.as_str();
             builds && ["cc", "cmake", "bindgen"].contains(&tool)
         })
         .map(|(node, dependency)| {
-            format!("{} builds with {}", metadata[&node.id].name, dependency.name)
+            format!(
+                "{} builds with {}",
+                metadata[&node.id].name, dependency.name
+            )
         })
         .collect();
     assert!(foreign.is_empty(), "{}", foreign.join("\n"));
@@ -127,12 +165,25 @@ fn the_default_build_compiles_nothing_but_rust() {
 fn burn_is_pinned_to_one_version() {
     let metadata = metadata();
     for package in metadata.workspace_packages() {
-        for dependency in package.dependencies.iter().filter(|found| is_burn(&found.name)) {
+        for dependency in package
+            .dependencies
+            .iter()
+            .filter(|found| is_burn(&found.name))
+        {
             let wanted = dependency.req.to_string();
-            assert_eq!(wanted, format!("={BURN}"), "{}: {}", package.name, dependency.name);
+            assert_eq!(
+                wanted,
+                format!("={BURN}"),
+                "{}: {}",
+                package.name,
+                dependency.name
+            );
         }
     }
-    let resolved = metadata.packages.iter().filter(|package| is_burn(&package.name));
+    let resolved = metadata
+        .packages
+        .iter()
+        .filter(|package| is_burn(&package.name));
     for package in resolved {
         assert_eq!(package.version.to_string(), BURN, "{}", package.name);
     }

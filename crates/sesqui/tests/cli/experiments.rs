@@ -11,7 +11,10 @@ fn shipped() -> Vec<PathBuf> {
     let folder = root().join("experiments");
     files(&folder)
         .into_keys()
-        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "toml")
+        })
         .map(|path| Path::new("experiments").join(path))
         .collect()
 }
@@ -24,18 +27,26 @@ fn every_file_loads_validates_and_says_what_it_is() {
         let name = path.display().to_string();
         let source = ConfigSource::File(root().join(&path));
         let resolved = load::<Experiment>(source, &[]).unwrap_or_else(|error| panic!("{error}"));
-        resolved.value.validate().unwrap_or_else(|error| panic!("{name}: {error}"));
+        resolved
+            .value
+            .validate()
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
         let text = std::fs::read_to_string(root().join(&path)).unwrap();
         let mut head = text.lines();
         for label in ["", "command: ", "hardware: ", "time: ", "expect: "] {
             let line = head.next().unwrap_or_default();
-            let said = line.strip_prefix("# ").and_then(|line| line.strip_prefix(label));
+            let said = line
+                .strip_prefix("# ")
+                .and_then(|line| line.strip_prefix(label));
             assert!(
                 said.is_some_and(|said| !said.trim().is_empty()),
                 "{name}: expected `# {label}…`, found `{line}`"
             );
             if label == "command: " {
-                assert!(line.contains(&name), "{name}: the command names another file: {line}");
+                assert!(
+                    line.contains(&name),
+                    "{name}: the command names another file: {line}"
+                );
             }
         }
     }

@@ -25,7 +25,10 @@ fn help_is_as_written_down() {
     let update = std::env::var_os("SESQUI_UPDATE_GOLDEN").is_some();
     let mut changed = Vec::new();
     for (name, arguments) in COMMANDS {
-        let words: Vec<&str> = [*name].into_iter().chain(arguments.iter().copied()).collect();
+        let words: Vec<&str> = [*name]
+            .into_iter()
+            .chain(arguments.iter().copied())
+            .collect();
         let file = folder.join(format!("{}.txt", words[..words.len() - 1].join("-")));
         // On Windows the usage line names `train.exe`.
         let found = succeed(name, arguments).replace(".exe", "");
@@ -48,7 +51,15 @@ fn help_is_as_written_down() {
 fn a_reader_may_go_away() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let ended = program("prepare").arg("list").stdout(writer).output().unwrap();
-    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let ended = program("prepare")
+        .arg("list")
+        .stdout(writer)
+        .output()
+        .unwrap();
+    assert!(
+        ended.status.success(),
+        "{}",
+        String::from_utf8_lossy(&ended.stderr)
+    );
     assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
 }

@@ -43,7 +43,10 @@ fn arguments(run: &Path) -> Vec<String> {
 
 fn start(run: &Path) -> Child {
     let mut command = program("train");
-    command.args(arguments(run)).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(arguments(run))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command.spawn().unwrap()
 }
 
@@ -82,11 +85,9 @@ fn assert_same(found: &Path, expected: &Path, what: &str) {
     for (found, expected) in rows[0].iter().zip(&rows[1]) {
         assert_eq!(found, expected, "{what}");
     }
-    let [found, expected] =
-        [found, expected].map(|run| files(&run.join("checkpoints")));
-    let names = |files: &std::collections::BTreeMap<_, _>| -> Vec<_> {
-        files.keys().cloned().collect()
-    };
+    let [found, expected] = [found, expected].map(|run| files(&run.join("checkpoints")));
+    let names =
+        |files: &std::collections::BTreeMap<_, _>| -> Vec<_> { files.keys().cloned().collect() };
     assert_eq!(names(&found), names(&expected), "{what}: files");
     for (path, bytes) in &expected {
         assert!(found[path] == *bytes, "{what}: {} differs", path.display());
@@ -107,7 +108,10 @@ fn killed_and_interrupted_runs_end_like_uninterrupted_ones() {
     let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole");
     let words = arguments(&whole);
-    succeed("train", &words.iter().map(String::as_str).collect::<Vec<_>>());
+    succeed(
+        "train",
+        &words.iter().map(String::as_str).collect::<Vec<_>>(),
+    );
     let total = rows(&whole).len();
     let checkpoints = files(&whole.join("checkpoints"));
     for stage in ["no_cot", "cot"] {
@@ -131,23 +135,39 @@ fn killed_and_interrupted_runs_end_like_uninterrupted_ones() {
         let ended = child.wait_with_output().unwrap();
         let error = String::from_utf8_lossy(&ended.stderr);
         assert!(there, "kill {kill}: ended before row {moment}: {error}");
-        assert_eq!(ended.status.signal(), Some(9), "kill {kill} at row {moment}: {error}");
+        assert_eq!(
+            ended.status.signal(),
+            Some(9),
+            "kill {kill} at row {moment}: {error}"
+        );
     }
     let words = arguments(&killed);
-    succeed("train", &words.iter().map(String::as_str).collect::<Vec<_>>());
+    succeed(
+        "train",
+        &words.iter().map(String::as_str).collect::<Vec<_>>(),
+    );
     assert_same(&killed, &whole, "killed ten times");
 
     let stopped = folder.path().join("stopped");
     let mut child = start(&stopped);
     assert!(reaches(&mut child, &stopped, total * 3 / 5));
-    let signal = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    let signal = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
     assert!(signal.unwrap().success());
     let ended = child.wait_with_output().unwrap();
     let out = String::from_utf8(ended.stdout).unwrap();
     assert_eq!(ended.status.code(), Some(130), "{out}");
-    let resume = out.lines().find_map(|line| line.strip_prefix("resume with: ")).unwrap();
+    let resume = out
+        .lines()
+        .find_map(|line| line.strip_prefix("resume with: "))
+        .unwrap();
     let resumed = said(Command::new("sh").args(["-c", resume]).current_dir(root()));
     assert_eq!(resumed.code, Some(0), "{resume}: {}", resumed.error);
-    assert!(resumed.out.contains("resuming after step"), "{}", resumed.out);
+    assert!(
+        resumed.out.contains("resuming after step"),
+        "{}",
+        resumed.out
+    );
     assert_same(&stopped, &whole, "stopped by Ctrl-C");
 }

@@ -17,7 +17,12 @@ fn json(path: &Path) -> Value {
 #[test]
 fn dry_run_shows_the_run_and_leaves_nothing() {
     let out = succeed("train", &["--smoke", "--dry-run"]);
-    for part in ["[[stages]]", "tokenizer", "stage cot: 20 steps", "before training: loss"] {
+    for part in [
+        "[[stages]]",
+        "tokenizer",
+        "stage cot: 20 steps",
+        "before training: loss",
+    ] {
         assert!(out.contains(part), "{part}: {out}");
     }
 }
@@ -29,7 +34,12 @@ fn a_run_can_be_trained_evaluated_asked_and_exported() {
     let path = at.to_str().unwrap();
     let train = ["--smoke", "--renderer", "plain", "--run", path];
     let trained = succeed("train", &train);
-    for part in ["no_cot", "accuracy %", "Interval: Wilson", "run directory: "] {
+    for part in [
+        "no_cot",
+        "accuracy %",
+        "Interval: Wilson",
+        "run directory: ",
+    ] {
         assert!(trained.contains(part), "{part}: {trained}");
     }
 
@@ -38,19 +48,44 @@ fn a_run_can_be_trained_evaluated_asked_and_exported() {
     let methods: Vec<&str> = summary.rows.iter().map(|row| row.method.as_str()).collect();
     assert_eq!(methods, ["no_cot", "cot"]);
     for row in &summary.rows {
-        assert_eq!((row.dataset.as_str(), row.split.as_str(), row.n), ("arith-dag", "test", 20));
-        assert!(at.join("checkpoints").join(&row.checkpoint).join("model.bpk").is_file());
+        assert_eq!(
+            (row.dataset.as_str(), row.split.as_str(), row.n),
+            ("arith-dag", "test", 20)
+        );
+        assert!(
+            at.join("checkpoints")
+                .join(&row.checkpoint)
+                .join("model.bpk")
+                .is_file()
+        );
         assert!((0.0..=1.0).contains(&row.accuracy) && row.ci_low <= row.accuracy);
         assert!(row.accuracy <= row.ci_high && row.flops > 0.0 && row.total_ms > 0.0);
     }
     let raw = json(&at.join("summary.json"));
-    let keys = |value: &Value| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
-    assert_eq!(keys(&raw), ["schema", "run", "variant", "config_hash", "rows"]);
+    let keys =
+        |value: &Value| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
+    assert_eq!(
+        keys(&raw),
+        ["schema", "run", "variant", "config_hash", "rows"]
+    );
     assert_eq!(
         keys(&raw["rows"][0]),
         [
-            "method", "dataset", "split", "n", "accuracy", "ci_low", "ci_high", "tokens",
-            "latent_steps", "layer_calls", "flops", "reason_ms", "total_ms", "seed", "checkpoint",
+            "method",
+            "dataset",
+            "split",
+            "n",
+            "accuracy",
+            "ci_low",
+            "ci_high",
+            "tokens",
+            "latent_steps",
+            "layer_calls",
+            "flops",
+            "reason_ms",
+            "total_ms",
+            "seed",
+            "checkpoint",
         ]
     );
 
@@ -72,14 +107,24 @@ fn evaluations(at: &Path, summary: &Summary) {
     let path = at.to_str().unwrap();
     let before = files(&at.join("eval"));
     let out = succeed("evaluate", &[path, "--timing-questions", "2"]);
-    assert!(out.contains("cot after step 20: ") && out.contains("accuracy %"), "{out}");
+    assert!(
+        out.contains("cot after step 20: ") && out.contains("accuracy %"),
+        "{out}"
+    );
     let after = files(&at.join("eval"));
     assert!(before.iter().all(|(path, bytes)| after[path] == *bytes));
     assert_eq!(after.len(), before.len() + 4);
-    for line in out.lines().filter_map(|line| line.strip_prefix("written: ")) {
+    for line in out
+        .lines()
+        .filter_map(|line| line.strip_prefix("written: "))
+    {
         let file = line.strip_suffix(" and .jsonl").unwrap();
         let found = json(Path::new(file))["summary"].clone();
-        let row = summary.rows.iter().find(|row| found["method"] == row.method.as_str()).unwrap();
+        let row = summary
+            .rows
+            .iter()
+            .find(|row| found["method"] == row.method.as_str())
+            .unwrap();
         assert_eq!(found["accuracy"], row.accuracy);
         assert_eq!(found["checkpoint"], row.checkpoint.as_str());
         let answers = std::fs::read_to_string(Path::new(file).with_extension("jsonl")).unwrap();
@@ -90,8 +135,18 @@ fn evaluations(at: &Path, summary: &Summary) {
     let elsewhere = at.parent().unwrap().join("elsewhere");
     let checkpoint = at.join("checkpoints").join(&summary.rows[1].checkpoint);
     let arguments = [
-        checkpoint.to_str().unwrap(), "--split", "validation", "--split", "test", "--questions", "5",
-        "--timing-questions", "0", "--set", "data.test_per_length=3", "--out",
+        checkpoint.to_str().unwrap(),
+        "--split",
+        "validation",
+        "--split",
+        "test",
+        "--questions",
+        "5",
+        "--timing-questions",
+        "0",
+        "--set",
+        "data.test_per_length=3",
+        "--out",
         elsewhere.to_str().unwrap(),
     ];
     succeed("evaluate", &arguments);
@@ -99,32 +154,69 @@ fn evaluations(at: &Path, summary: &Summary) {
     assert_eq!(files(&at.join("eval")).len(), after.len());
 
     // Longer programs than the model was trained on do not fit its aligned positions.
-    let longer = ["evaluation.questions=0", "data.min_steps=5", "data.max_steps=9"];
+    let longer = [
+        "evaluation.questions=0",
+        "data.min_steps=5",
+        "data.max_steps=9",
+    ];
     let mut arguments = vec![path, "--stage", "cot", "--timing-questions", "0"];
-    longer.iter().for_each(|set| arguments.extend(["--set", set]));
+    longer
+        .iter()
+        .for_each(|set| arguments.extend(["--set", set]));
     let refused = run("evaluate", &arguments);
     assert_eq!(refused.code, Some(2), "{}", refused.error);
-    assert!(refused.error.contains("always starts at position"), "{}", refused.error);
+    assert!(
+        refused.error.contains("always starts at position"),
+        "{}",
+        refused.error
+    );
     arguments.extend(["--too-long", "skip"]);
     let out = succeed("evaluate", &arguments);
-    assert!(out.contains("questions left out as too long; the first, "), "{out}");
+    assert!(
+        out.contains("questions left out as too long; the first, "),
+        "{out}"
+    );
 }
 
 fn questions(path: &str) {
-    let out = succeed("generate", &[path, "--question", "a=3+5;b=a*2;", "--max-tokens", "6"]);
-    for part in ["question   a=3+5;b=a*2;\n", "reasoning  ", "answer     ", "parsed     ", "prefill"] {
+    let out = succeed(
+        "generate",
+        &[path, "--question", "a=3+5;b=a*2;", "--max-tokens", "6"],
+    );
+    for part in [
+        "question   a=3+5;b=a*2;\n",
+        "reasoning  ",
+        "answer     ",
+        "parsed     ",
+        "prefill",
+    ] {
         assert!(out.contains(part), "{part}: {out}");
     }
-    let out = succeed("generate", &[path, "--stage", "no_cot", "--split", "test", "--index", "3"]);
+    let out = succeed(
+        "generate",
+        &[path, "--stage", "no_cot", "--split", "test", "--index", "3"],
+    );
     assert!(out.contains("expected   "), "{out}");
     let out = succeed("generate", &[path, "--question", "a=3+5;b=?a*é;"]);
     assert!(out.contains("read as unknown: ?é"), "{out}");
     for (arguments, part) in [
         (&["--question", " "][..], "error: --question is empty"),
-        (&["--split", "test", "--index", "25"], "arith-dag test has 25 questions, 0 to 24"),
-        (&["--split", "tset", "--index", "0"], "--split tset: arith-dag has test, validation"),
-        (&["--question", &"a=1+1;".repeat(30)], "the question does not fit the model: "),
-        (&["--stage", "cto", "--question", "?"], "--stage cto: the run has the stages no_cot, cot"),
+        (
+            &["--split", "test", "--index", "25"],
+            "arith-dag test has 25 questions, 0 to 24",
+        ),
+        (
+            &["--split", "tset", "--index", "0"],
+            "--split tset: arith-dag has test, validation",
+        ),
+        (
+            &["--question", &"a=1+1;".repeat(30)],
+            "the question does not fit the model: ",
+        ),
+        (
+            &["--stage", "cto", "--question", "?"],
+            "--stage cto: the run has the stages no_cot, cot",
+        ),
     ] {
         let refused = run("generate", &[&[path], arguments].concat());
         assert_eq!(refused.code, Some(2), "{}", refused.error);
@@ -135,13 +227,26 @@ fn questions(path: &str) {
 /// What is exported loads as a Hugging Face folder and computes the same.
 fn export(at: &Path, folder: &Path) {
     let out = folder.join("exported");
-    let words = [at.to_str().unwrap(), "--stage", "cot", "--out", out.to_str().unwrap()];
+    let words = [
+        at.to_str().unwrap(),
+        "--stage",
+        "cot",
+        "--out",
+        out.to_str().unwrap(),
+    ];
     let export = [&["export"], &words[..]].concat();
     let said = succeed("prepare", &export);
     assert!(said.contains("position ids are aligned"), "{said}");
     let names: Vec<_> = files(&out).into_keys().collect();
-    assert_eq!(names, ["config.json", "model.safetensors", "tokenizer.json"].map(Into::into));
-    assert_eq!(run("prepare", &export).code, Some(2), "it must not write over anything");
+    assert_eq!(
+        names,
+        ["config.json", "model.safetensors", "tokenizer.json"].map(Into::into)
+    );
+    assert_eq!(
+        run("prepare", &export).code,
+        Some(2),
+        "it must not write over anything"
+    );
 
     let device = Device::flex();
     let opened = Opened::find(at, Some("cot")).unwrap();
@@ -155,7 +260,10 @@ fn export(at: &Path, folder: &Path) {
     };
     assert_eq!(logits(&original), logits(&exported));
     let tokenizer = sesqui_dataset::tokenizer::Tokenizer::load(&out.join("tokenizer.json"), None);
-    assert_eq!(tokenizer.unwrap().hash().unwrap(), opened.tokenizer.hash().unwrap());
+    assert_eq!(
+        tokenizer.unwrap().hash().unwrap(),
+        opened.tokenizer.hash().unwrap()
+    );
 
     // And a stage can start from it.
     let start = format!(
@@ -164,5 +272,16 @@ fn export(at: &Path, folder: &Path) {
     );
     let run = folder.join("second");
     let run = run.to_str().unwrap();
-    succeed("train", &["--smoke", "--renderer", "none", "--run", run, "--set", &start]);
+    succeed(
+        "train",
+        &[
+            "--smoke",
+            "--renderer",
+            "none",
+            "--run",
+            run,
+            "--set",
+            &start,
+        ],
+    );
 }

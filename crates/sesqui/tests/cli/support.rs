@@ -43,7 +43,13 @@ pub fn run(name: &str, arguments: &[&str]) -> Said {
 /// As [`run`], and fails unless the program succeeds; returns its standard output.
 pub fn succeed(name: &str, arguments: &[&str]) -> String {
     let said = run(name, arguments);
-    assert_eq!(said.code, Some(0), "{name} {arguments:?}: {}\n{}", said.out, said.error);
+    assert_eq!(
+        said.code,
+        Some(0),
+        "{name} {arguments:?}: {}\n{}",
+        said.out,
+        said.error
+    );
     said.out
 }
 
