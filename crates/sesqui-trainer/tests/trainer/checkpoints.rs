@@ -62,7 +62,7 @@ fn leftovers_of_a_killed_process_are_swept_and_nothing_else() {
 fn a_stage_without_checkpoints_starts_from_the_beginning() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = Setup::new().checkpoints(folder.path());
-    assert_eq!(checkpoints.steps().unwrap(), []);
+    assert!(checkpoints.steps().unwrap().is_empty());
     assert_eq!(checkpoints.latest().unwrap(), None);
     checkpoints.sweep().unwrap();
     assert!(!folder.path().join("checkpoints").exists());

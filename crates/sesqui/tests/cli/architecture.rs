@@ -1,11 +1,12 @@
 //! The crate table of `docs/architecture.md` against the workspace.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::process::Command;
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
 
-use crate::support::root;
+use crate::support::{root, said};
 
 /// Crate and what it may use of ours; tests may use more.
 const ARROWS: &[(&str, &[&str])] = &[
@@ -35,6 +36,10 @@ const WITHOUT_BURN: &[&str] = &["sesqui-run", "sesqui-dataset", "sesqui-report"]
 /// The one version of Burn.
 const BURN: &str = "0.22.1";
 
+fn cargo() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
 fn metadata() -> Metadata {
     let version = Command::new("rustc").arg("-vV").output().unwrap();
     let version = String::from_utf8(version.stdout).unwrap();
@@ -45,6 +50,7 @@ fn metadata() -> Metadata {
     // What other platforms would need may not have been downloaded.
     let platform = ["--filter-platform", host, "--locked", "--offline"].map(str::to_owned);
     MetadataCommand::new()
+        .cargo_path(cargo())
         .manifest_path(root().join("Cargo.toml"))
         .other_options(platform)
         .exec()
@@ -135,30 +141,29 @@ fn data_and_run_directories_link_no_tensor_library() {
 
 #[test]
 fn the_default_build_compiles_nothing_but_rust() {
-    let metadata = metadata();
-    let resolve = metadata.resolve.as_ref().unwrap();
-    let reachable = reachable(&metadata, "sesqui");
-    let foreign: Vec<String> = resolve
-        .nodes
-        .iter()
-        .filter(|node| reachable.contains(&node.id))
-        .flat_map(|node| node.deps.iter().map(move |dependency| (node, dependency)))
-        .filter(|(_, dependency)| {
-            let builds = dependency
-                .dep_kinds
-                .iter()
-                .any(|kind| kind.kind == DependencyKind::Build);
-            let tool = metadata[&dependency.pkg].name.as_str();
-            builds && ["cc", "cmake", "bindgen"].contains(&tool)
-        })
-        .map(|(node, dependency)| {
-            format!(
-                "{} builds with {}",
-                metadata[&node.id].name, dependency.name
-            )
-        })
+    // `cargo metadata` also lists what features that are off would bring; `cargo tree` does not.
+    let tree = said(
+        Command::new(cargo())
+            .args(["tree", "--package", "sesqui", "--edges", "normal,build"])
+            .args(["--prefix", "none", "--locked", "--offline"])
+            .current_dir(root()),
+    );
+    assert_eq!(tree.code, Some(0), "{}", tree.error);
+    let names: BTreeSet<&str> = tree
+        .out
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
         .collect();
-    assert!(foreign.is_empty(), "{}", foreign.join("\n"));
+    assert!(
+        names.contains("burn") && names.contains("sesqui-trainer"),
+        "{names:?}"
+    );
+    for tool in ["cc", "cmake", "bindgen", "pkg-config"] {
+        assert!(
+            !names.contains(tool),
+            "something builds with {tool}: cargo tree -p sesqui -i {tool}"
+        );
+    }
 }
 
 #[test]

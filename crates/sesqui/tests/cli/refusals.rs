@@ -1,1 +1,243 @@
-//! placeholder
+//! What cannot be done: exit code 2, nothing on standard output, one sentence that helps.
+
+use std::path::Path;
+
+use crate::support::run;
+
+/// Program, arguments, standard error without `error: `; `DIR` stands for an empty folder.
+const REFUSALS: &[(&str, &[&str], &str)] = &[
+    (
+        "train",
+        &["--set", "stages.cot.training.step=5"],
+        "--set stages.cot.training.step=5: unknown key `stages.1.training.step`; did you mean \
+         `stages.1.training.steps`?\n  valid keys in `stages.1.training`: accumulation, beta_1, \
+         beta_2, checkpoints, clip_norm, early_stopping, epsilon, learning_rate, log_every, steps, \
+         validate_every, weight_decay",
+    ),
+    (
+        "train",
+        &["--set", "positions=algned"],
+        "--set positions=algned: `positions` cannot be `algned`; did you mean `aligned`?\n  valid \
+         values: aligned, contiguous",
+    ),
+    (
+        "train",
+        &["--set", "model.layers=two"],
+        "--set model.layers=two: `model.layers` must be a whole number, 0 or more, but is the \
+         string \"two\"",
+    ),
+    (
+        "train",
+        &["--set", "model.layers=0"],
+        "model.layers: must be at least 1",
+    ),
+    (
+        "train",
+        &["--set", "stages.cto.training.steps=5"],
+        "--set stages.cto.training.steps=5: `stages` has no element `cto`; did you mean `cot`?",
+    ),
+    (
+        "train",
+        &[
+            "--set",
+            "stages.cot.initialize={ kind = \"stage\", stage = \"nocot\" }",
+        ],
+        "stages.cot.initialize.stage: no earlier stage is called \"nocot\"; there are: no_cot",
+    ),
+    (
+        "train",
+        &[
+            "--set",
+            "stages.cot.initialize={ kind = \"checkpoint\", path = \"DIR\" }",
+        ],
+        "DIR is not a checkpoint folder (it has no state.json); give \
+         <run>/checkpoints/<stage>/step-…, or a run directory with --stage",
+    ),
+    #[cfg(unix)]
+    (
+        "train",
+        &["--config", "DIR/nope.toml"],
+        "cannot read DIR/nope.toml: No such file or directory (os error 2)",
+    ),
+    #[cfg(not(feature = "cuda"))]
+    (
+        "train",
+        &["--backend", "cuda"],
+        "--backend cuda is not compiled in; build with `cargo run --release --features cuda --bin \
+         train -- --backend cuda`",
+    ),
+    (
+        "train",
+        &["--set", "data={ kind = \"gsm8k\" }", "--data-root", "DIR"],
+        "gsm8k needs DIR/gsm8k/train.jsonl, which is not there; get it from \
+         https://github.com/openai/grade-school-math at commit \
+         3101c7d5072418e28b9008a6636bde82a006892c, path grade_school_math/data/train.jsonl; check \
+         with `cargo run --release --bin prepare -- verify gsm8k`",
+    ),
+    (
+        "evaluate",
+        &["DIR"],
+        "DIR is neither a run directory nor a checkpoint folder",
+    ),
+    (
+        "generate",
+        &["DIR/nothing", "--question", "?"],
+        "DIR/nothing is neither a run directory nor a checkpoint folder",
+    ),
+    (
+        "prepare",
+        &["export", "DIR", "--out", "DIR/out"],
+        "DIR is neither a run directory nor a checkpoint folder",
+    ),
+    (
+        "prepare",
+        &["verify", "gsm9k"],
+        "no data set `gsm9k`; known are aqua-rat, gpt2-tokenizer, gsm-hard, gsm8k, gsm8k-aug, \
+         math-word-problems, mathqa, multiplication, prontoqa, prosqa, strategyqa",
+    ),
+    (
+        "prepare",
+        &["labels", "--split", "tset"],
+        "--split tset: arith-dag has train, validation, test",
+    ),
+];
+
+#[test]
+fn refusals_say_what_to_do() {
+    let mut wrong = Vec::new();
+    for (name, arguments, expected) in REFUSALS {
+        let folder = tempfile::tempdir().unwrap();
+        let here = |text: &str| text.replace("DIR", &folder.path().display().to_string());
+        let mut words: Vec<String> = arguments.iter().map(|word| here(word)).collect();
+        // A refusal that fails to come must not leave a run in the source tree.
+        if *name == "train" {
+            words.extend(["--smoke".to_owned(), "--run".to_owned(), here("DIR/run")]);
+        }
+        let said = run(name, &words.iter().map(String::as_str).collect::<Vec<_>>());
+        let expected = format!("error: {}\n", here(expected));
+        if said.code != Some(2) || said.error != expected {
+            wrong.push(format!(
+                "{words:?}, code {:?}:\n{}{expected}",
+                said.code, said.error
+            ));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "found, then expected:\n{}",
+        wrong.join("\n")
+    );
+}
+
+#[test]
+fn a_run_goes_on_only_unchanged() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().join("run");
+    let path = at.to_str().unwrap();
+    let start = |set: &str| {
+        let tiny = "stages.cot.training.steps=1";
+        run(
+            "train",
+            &[
+                "--smoke",
+                "--renderer",
+                "none",
+                "--run",
+                path,
+                "--set",
+                tiny,
+                "--set",
+                set,
+            ],
+        )
+    };
+    assert_eq!(start("seed=1").code, Some(0));
+    let refused = start("seed=2");
+    let expected = format!(
+        "error: {path} was started with another configuration (old → new):\n  seed: 1 → 2\na run \
+         resumes only unchanged: use `--config {path}/config.toml`, or choose another run \
+         directory\n"
+    );
+    assert_eq!((refused.code, refused.error), (Some(2), expected));
+}
+
+#[test]
+fn verify_tells_missing_from_present() {
+    let folder = tempfile::tempdir().unwrap();
+    let verify = |root: &Path| {
+        run(
+            "prepare",
+            &["verify", "gsm8k", "--data-root", root.to_str().unwrap()],
+        )
+    };
+    let missing = verify(folder.path());
+    assert_eq!(missing.code, Some(1), "{}", missing.error);
+    let lines: Vec<&str> = missing.out.lines().collect();
+    assert_eq!(lines.len(), 3, "{}", missing.out);
+    for (line, file) in lines.iter().zip(["train.jsonl", "test.jsonl"]) {
+        let expected = format!(
+            "gsm8k/{file}: missing; get it from https://github.com/openai/grade-school-math at \
+             commit 3101c7d5072418e28b9008a6636bde82a006892c, path grade_school_math/data/{file}"
+        );
+        assert_eq!(*line, expected);
+    }
+    assert!(lines[2].starts_with("2 of 2 files below "), "{}", lines[2]);
+
+    std::fs::create_dir(folder.path().join("gsm8k")).unwrap();
+    std::fs::write(folder.path().join("gsm8k/test.jsonl"), "{}\n").unwrap();
+    let cut = verify(folder.path());
+    assert!(
+        cut.out.contains("gsm8k/test.jsonl: 3 bytes instead of "),
+        "{}",
+        cut.out
+    );
+
+    // With the data at hand: everything is as pinned.
+    if let Some(root) = std::env::var_os("SESQUI_DATA") {
+        let intact = verify(Path::new(&root));
+        assert_eq!(intact.code, Some(0), "{}", intact.out);
+        assert!(
+            intact.out.contains("gsm8k/test.jsonl: ok\n"),
+            "{}",
+            intact.out
+        );
+    } else {
+        assert!(std::env::var_os("CI").is_none(), "SESQUI_DATA is not set");
+    }
+}
+
+#[test]
+fn generated_problems_and_label_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("problems.jsonl");
+    let arguments = [
+        "generate",
+        "--split",
+        "test",
+        "--limit",
+        "5",
+        "--out",
+        file.to_str().unwrap(),
+    ];
+    let said = run("prepare", &arguments);
+    assert_eq!(said.code, Some(0), "{}", said.error);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let problems: Vec<sesqui_dataset::Problem> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let corpus = sesqui_dataset::DatasetConfig::default()
+        .load(None, 1, Default::default())
+        .unwrap();
+    assert_eq!(problems, corpus.tests[0].problems[..5]);
+
+    let counted = run("prepare", &["labels", "--split", "test"]);
+    assert_eq!(counted.code, Some(0), "{}", counted.error);
+    for part in [
+        "arith-dag test: 1000 problems",
+        "ground truth",
+        "operand match agrees",
+    ] {
+        assert!(counted.out.contains(part), "{part}: {}", counted.out);
+    }
+}

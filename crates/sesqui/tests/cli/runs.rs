@@ -240,7 +240,7 @@ fn export(at: &Path, folder: &Path) {
     let names: Vec<_> = files(&out).into_keys().collect();
     assert_eq!(
         names,
-        ["config.json", "model.safetensors", "tokenizer.json"].map(Into::into)
+        ["config.json", "model.safetensors", "tokenizer.json"].map(std::path::PathBuf::from)
     );
     assert_eq!(
         run("prepare", &export).code,
