@@ -128,10 +128,15 @@ pub fn table(rows: &[SummaryRow]) -> String {
 
 /// What the columns of the table mean.
 pub fn legend(config: &EvaluationConfig) -> String {
-    format!(
-        "Means per question. Interval: Wilson. Layer calls: layers run while reasoning. MFLOPs: \
-         prompt, reasoning and answer.\nTimes at batch {} over {} questions spread over the split, \
-         after {} for warm-up; reasoning runs from the end of the prompt to the answer.",
-        config.timing_batch_size, config.timing_questions, config.warm_up_questions
-    )
+    let columns = "Means per question. Interval: Wilson. Layer calls: layers run while reasoning. \
+                   MFLOPs: prompt, reasoning and answer.";
+    let times = match config.timing_questions {
+        0 => "Times were not measured.".to_owned(),
+        questions => format!(
+            "Times at batch {} over {questions} questions spread over the split, after {} for \
+             warm-up; reasoning runs from the end of the prompt to the answer.",
+            config.timing_batch_size, config.warm_up_questions
+        ),
+    };
+    format!("{columns}\n{times}")
 }

@@ -94,12 +94,13 @@ pub fn experiment(opened: &Opened, config: Option<&Path>, set: &[String]) -> Res
 
 /// Where evaluations of `opened` go by default: the `eval` folder of its run, if it lies in one.
 pub fn evaluations_folder(opened: &Opened) -> Option<PathBuf> {
-    // <run>/checkpoints/<stage>/step-…
-    let run = RunPaths::new(opened.folder.ancestors().nth(3)?);
+    // <run>/checkpoints/<stage>/step-…, wherever the working directory is.
+    let folder = opened.folder.canonicalize().ok()?;
+    let run = RunPaths::new(folder.ancestors().nth(3)?);
     let inside = run
         .checkpoint(&opened.state.stage, opened.state.step)
         .ok()?;
-    (run.config().is_file() && inside == opened.folder).then(|| run.evaluations())
+    (run.config().is_file() && inside == folder).then(|| run.evaluations())
 }
 
 /// A file name for an evaluation started at `started` that no other evaluation in `folder` has.

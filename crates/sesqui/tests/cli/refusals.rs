@@ -181,7 +181,8 @@ fn verify_tells_missing_from_present() {
         );
         assert_eq!(*line, expected);
     }
-    assert!(lines[2].starts_with("2 of 2 files below "), "{}", lines[2]);
+    let counts = "0 files as pinned, 2 missing or different, 0 not pinned";
+    assert!(lines[2].ends_with(counts), "{}", lines[2]);
 
     std::fs::create_dir(folder.path().join("gsm8k")).unwrap();
     std::fs::write(folder.path().join("gsm8k/test.jsonl"), "{}\n").unwrap();

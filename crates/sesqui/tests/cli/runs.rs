@@ -8,7 +8,7 @@ use sesqui::opened::Opened;
 use sesqui_model::{Transformer, Visibility, huggingface};
 use sesqui_run::Summary;
 
-use crate::support::{files, run, succeed};
+use crate::support::{files, program, run, said, succeed};
 
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
@@ -131,7 +131,21 @@ fn evaluations(at: &Path, summary: &Summary) {
         assert_eq!(answers.lines().count(), 20);
     }
 
-    // Other questions, elsewhere; a checkpoint alone knows its run.
+    // A checkpoint knows its run, also by a path that does not show it.
+    let inside = said(
+        program("evaluate")
+            .args(["step-00000020", "--timing-questions", "0"])
+            .current_dir(at.join("checkpoints/cot")),
+    );
+    assert!(
+        inside.out.contains("written: "),
+        "{}{}",
+        inside.out,
+        inside.error
+    );
+    let after = files(&at.join("eval"));
+
+    // Other questions, elsewhere.
     let elsewhere = at.parent().unwrap().join("elsewhere");
     let checkpoint = at.join("checkpoints").join(&summary.rows[1].checkpoint);
     let arguments = [
