@@ -243,11 +243,13 @@ impl Tokenizer {
             _ => Path::new("."),
         };
         let write = || -> std::io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            // Not the temporary-file crate: its files can be read by their owner only.
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let draft = folder.join(format!(".{name}.draft"));
+            let mut file = std::fs::File::create(&draft)?;
             file.write_all(json.as_bytes())?;
-            file.as_file().sync_all()?;
-            file.persist(path)?;
-            Ok(())
+            file.sync_all()?;
+            std::fs::rename(&draft, path)
         };
         write().map_err(|error| {
             DatasetError::Tokenizer(format!("cannot write {}: {error}", path.display()))

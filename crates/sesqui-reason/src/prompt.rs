@@ -10,9 +10,9 @@ pub struct Prompt {
     pub batch: usize,
     /// Columns.
     pub seq: usize,
-    /// Token ids; anything at pads.
+    /// Token ids; at pads any that the model has.
     pub ids: Vec<i32>,
-    /// Position ids; anything at pads.
+    /// Position ids; at pads any that the model has.
     pub positions: Vec<i32>,
     /// False at pads.
     pub real: Vec<bool>,

@@ -151,7 +151,10 @@ pub fn fit<M: Objective>(model: M, mut job: Fit<'_, M>) -> Result<Outcome<M>, Fi
             stage: job.stage.to_owned(),
         });
     }
-    job.metrics.truncate_after(job.stage, state.step)?;
+    // A finished stage has no rows too many, and what follows its own belongs to later stages.
+    if !state.finished {
+        job.metrics.truncate_after(job.stage, state.step)?;
+    }
     job.renderer.start(Plan {
         stage: job.stage.to_owned(),
         steps: config.steps,

@@ -39,7 +39,7 @@ impl Opened {
         if !folder.join("state.json").is_file() {
             return Err(Misuse(format!(
                 "{} is not a checkpoint folder (it has no state.json); give \
-                 <run>/checkpoints/<stage>/step-…, or a run directory with --stage",
+                 <run>/checkpoints/<stage>/step-…",
                 folder.display()
             ))
             .into());

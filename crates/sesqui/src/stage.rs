@@ -135,18 +135,7 @@ impl Run<'_> {
                 Ok(model.backbone)
             }
             Initialize::Checkpoint { path } => {
-                let opened = Opened::checkpoint(path)?;
-                let (theirs, ours) = (opened.tokenizer.hash()?, self.workbench.tokenizer.hash()?);
-                if theirs != ours {
-                    return Err(Misuse(format!(
-                        "stages.{}.initialize.path: {} was trained with another tokenizer \
-                         ({theirs:.12} there, {ours:.12} here); use its tokenizer or another \
-                         checkpoint",
-                        stage.name,
-                        path.display(),
-                    ))
-                    .into());
-                }
+                let opened = same_tokenizer(stage, path, self.workbench)?;
                 let model = opened.load(device)?;
                 if model.config() != config {
                     return Err(Misuse(format!(
@@ -201,6 +190,51 @@ impl Run<'_> {
             values: Default::default(),
         })
     }
+}
+
+/// Checks where the stages of an experiment start from, before anything is written or trained.
+///
+/// # Errors
+///
+/// Names the setting and the folder that does not fit.
+pub fn check_starts(experiment: &Experiment, workbench: &Workbench) -> Result<()> {
+    for stage in &experiment.stages {
+        match &stage.initialize {
+            Initialize::Scratch | Initialize::Stage { .. } => {}
+            Initialize::Checkpoint { path } => {
+                same_tokenizer(stage, path, workbench)?;
+            }
+            Initialize::HuggingFace { path } => {
+                for file in ["config.json", "model.safetensors"] {
+                    if !path.join(file).is_file() {
+                        return Err(Misuse(format!(
+                            "stages.{}.initialize.path: there is no {}",
+                            stage.name,
+                            path.join(file).display()
+                        ))
+                        .into());
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn same_tokenizer(stage: &Stage, path: &Path, workbench: &Workbench) -> Result<Opened> {
+    let opened = Opened::checkpoint(path)
+        .with_context(|| format!("stages.{}.initialize.path", stage.name))?;
+    let (theirs, ours) = (opened.tokenizer.hash()?, workbench.tokenizer.hash()?);
+    if theirs != ours {
+        return Err(Misuse(format!(
+            "stages.{}.initialize.path: {} was trained with another tokenizer ({theirs:.12} there, \
+             {ours:.12} here); use its tokenizer or another checkpoint",
+            stage.name,
+            path.display(),
+        ))
+        .into());
+    }
+    Ok(opened)
 }
 
 /// Mean loss in nats per target token.

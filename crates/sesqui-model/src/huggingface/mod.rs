@@ -6,7 +6,6 @@ mod config;
 mod names;
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
@@ -167,10 +166,11 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     };
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(io)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
-    file.write_all(bytes).map_err(io)?;
-    file.persist(path).map_err(|error| io(error.error))?;
-    Ok(())
+    // Not the temporary-file crate: its files can be read by their owner only.
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let draft = folder.join(format!(".{name}.draft"));
+    std::fs::write(&draft, bytes).map_err(io)?;
+    std::fs::rename(&draft, path).map_err(io)
 }
 
 /// Every float parameter by path, as f32.

@@ -2,9 +2,9 @@
 
 use toml::{Table, Value};
 
-use super::ConfigError;
 use super::explain::nearest;
 use super::layer::{Layer, Origin};
+use super::{ConfigError, TAG};
 
 /// Sets one value in `root`; the layer remembers who did, with names of elements resolved to indices.
 pub fn apply(argument: &str, root: &mut Table) -> Result<Layer, ConfigError> {
@@ -50,6 +50,10 @@ fn descend(
     let below = match node {
         Value::Table(table) => {
             at.push((*segment).to_owned());
+            if rest.is_empty() && *segment == TAG && table.get(TAG) != Some(value) {
+                // Another variant: the settings of the old one are not its own.
+                table.clear();
+            }
             table
                 .entry((*segment).to_owned())
                 .or_insert_with(|| Value::Table(Table::new()))

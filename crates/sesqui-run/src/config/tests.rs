@@ -133,6 +133,13 @@ fn layers_and_overrides_apply_in_order() {
             "objective.thoughts",
             "5",
         ),
+        // Another kind leaves the settings of the old one behind.
+        (
+            &[("base.toml", BASE)],
+            &["objective.kind=coconut", "objective.thoughts=4"],
+            "objective.thoughts",
+            "4",
+        ),
         (&[("base.toml", BASE)], &[], "training.batch-size", "8"),
         (
             &[("base.toml", BASE), ("a.toml", child)],

@@ -14,10 +14,10 @@ use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{INTERRUPTED, report};
 use sesqui::output::say;
 use sesqui::screen::{RendererChoice, spinner, stop_on_ctrl_c};
-use sesqui::stage::{Run, checkpoint_name, for_inference};
+use sesqui::stage::{Run, check_starts, checkpoint_name, for_inference};
 use sesqui::workbench::{Workbench, data_root};
 use sesqui::{describe, provenance};
-use sesqui_run::{EventKind, RowWriter, RunDirectory, Summary};
+use sesqui_run::{EventKind, RowWriter, RunDirectory, RunPaths, Summary};
 use sesqui_trainer::Stop;
 
 /// Train the stages of an experiment, evaluate each, and print one table.
@@ -87,6 +87,7 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     let waiting = spinner("reading data");
     let workbench = Workbench::new(experiment, &data_root(arguments.place.data_root.as_deref()))?;
     waiting.finish_and_clear();
+    check_starts(experiment, &workbench)?;
     if arguments.dry_run {
         say(&resolved.text)?;
         say(describe::dry_run(experiment, &workbench, &device)?)?;
@@ -153,6 +154,10 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
             seed: experiment.seed,
         };
         for task in workbench.test_tasks(experiment) {
+            if interrupter.should_stop() {
+                events.of_run(EventKind::Interrupted)?;
+                return interrupted(&directory);
+            }
             let config = &experiment.evaluation;
             let file = directory.evaluation(&format!("{}_{}", stage.name, task.split))?;
             let row = measure(model, &device, task, config, &subject, Some(&file))?;
@@ -165,4 +170,12 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     say(sesqui::measure::legend(&experiment.evaluation))?;
     say(format!("run directory: {}", directory.folder().display()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn interrupted(paths: &RunPaths) -> Result<ExitCode> {
+    say(format!(
+        "resume with: {}",
+        provenance::resume_command(paths)
+    ))?;
+    Ok(ExitCode::from(INTERRUPTED))
 }

@@ -50,8 +50,9 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
             "--set",
             "stages.cot.initialize={ kind = \"checkpoint\", path = \"DIR\" }",
         ],
-        "DIR is not a checkpoint folder (it has no state.json); give \
-         <run>/checkpoints/<stage>/step-…, or a run directory with --stage",
+        "stages.cot.initialize.path\n  because: DIR is not a checkpoint folder (it has no \
+         state.json); give \
+         <run>/checkpoints/<stage>/step-…",
     ),
     #[cfg(unix)]
     (
