@@ -19,6 +19,10 @@ pub struct ConfigArguments {
     /// Override one setting; repeatable, for example --set stages.cot.training.steps=600
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+
+    /// Leave out malformed rows, counted and reported, instead of stopping at the first
+    #[arg(long)]
+    pub skip_bad_rows: bool,
 }
 
 /// Where to compute and where the data is.
@@ -44,7 +48,11 @@ impl ConfigArguments {
             Some(path) => ConfigSource::File(path.clone()),
             None => ConfigSource::Defaults,
         };
-        Ok(sesqui_run::load(source, &self.set)?)
+        let mut overrides = self.set.clone();
+        if self.skip_bad_rows {
+            overrides.push("bad_rows=skip".to_owned());
+        }
+        Ok(sesqui_run::load(source, &overrides)?)
     }
 
     /// The name of the variant in run directories: the file's study and stem.

@@ -14,6 +14,7 @@ use sesqui_trainer::checkpoint::{State, load_model, load_state};
 
 use crate::experiment::{Experiment, Initialize};
 use crate::misuse::Misuse;
+use crate::stage::TOKENIZER_HASH;
 
 /// What a checkpoint says about itself.
 pub struct Opened {
@@ -49,9 +50,12 @@ impl Opened {
         let layout = folder.join("layout.json");
         let text = std::fs::read_to_string(&layout)
             .with_context(|| format!("cannot read {}", layout.display()))?;
+        let hash = folder.join(TOKENIZER_HASH);
+        let expected = std::fs::read_to_string(&hash)
+            .with_context(|| format!("cannot read {}", hash.display()))?;
         let tokenizer = experiment
             .tokenizer
-            .load(&folder.join("tokenizer.json"), None)
+            .load(&folder.join("tokenizer.json"), Some(expected.trim()))
             .context("cannot load the checkpoint's tokenizer")?;
         Ok(Self {
             folder: folder.to_owned(),

@@ -21,6 +21,9 @@ use crate::misuse::Misuse;
 use crate::opened::Opened;
 use crate::workbench::Workbench;
 
+/// Name of the file beside a checkpoint's tokenizer that holds its hash.
+pub const TOKENIZER_HASH: &str = "tokenizer.sha256";
+
 /// What all stages of a run share.
 pub struct Run<'a> {
     /// The frozen configuration.
@@ -65,6 +68,10 @@ impl Run<'_> {
             ));
         }
         let checkpoints = self.checkpoints(stage)?;
+        if let Some(state) = checkpoints.latest()? {
+            // The tokenizer was made anew from the data; data that changed would change it.
+            same_tokenizer(stage, &checkpoints.path(state.step), self.workbench)?;
+        }
         let mut validate = |model: &Supervised, _step: u64| {
             self.validation(stage, model)
                 .map_err(|error| format!("{error:#}"))
@@ -101,6 +108,7 @@ impl Run<'_> {
         let attachments = vec![
             text("config.toml", self.config_text.to_owned()),
             text("tokenizer.json", self.workbench.tokenizer.to_json()?),
+            text(TOKENIZER_HASH, self.workbench.tokenizer.hash()?),
             text("layout.json", layout),
         ];
         let folder = self.paths.checkpoints(&stage.name)?;
@@ -222,13 +230,13 @@ pub fn check_starts(experiment: &Experiment, workbench: &Workbench) -> Result<()
 }
 
 fn same_tokenizer(stage: &Stage, path: &Path, workbench: &Workbench) -> Result<Opened> {
-    let opened = Opened::checkpoint(path)
-        .with_context(|| format!("stages.{}.initialize.path", stage.name))?;
+    let opened =
+        Opened::checkpoint(path).with_context(|| format!("the start of stage {}", stage.name))?;
     let (theirs, ours) = (opened.tokenizer.hash()?, workbench.tokenizer.hash()?);
     if theirs != ours {
         return Err(Misuse(format!(
-            "stages.{}.initialize.path: {} was trained with another tokenizer ({theirs:.12} there, \
-             {ours:.12} here); use its tokenizer or another checkpoint",
+            "stage {}: {} was trained with another tokenizer ({theirs:.12} there, {ours:.12} here); \
+             use its tokenizer, its data, or another checkpoint",
             stage.name,
             path.display(),
         ))

@@ -50,7 +50,7 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
             "--set",
             "stages.cot.initialize={ kind = \"checkpoint\", path = \"DIR\" }",
         ],
-        "stages.cot.initialize.path\n  because: DIR is not a checkpoint folder (it has no \
+        "the start of stage cot\n  because: DIR is not a checkpoint folder (it has no \
          state.json); give \
          <run>/checkpoints/<stage>/step-…",
     ),
