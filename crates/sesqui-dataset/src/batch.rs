@@ -15,7 +15,7 @@ pub use order::{BatchOrder, Grouping};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BatchConfig {
-    /// Rows per batch.
+    /// Rows per optimizer step.
     pub batch_size: usize,
     /// Which rows share a batch.
     pub grouping: Grouping,

@@ -1,14 +1,23 @@
 //! What one training step means.
 //!
-//! In here: objectives as Burn train steps over a backbone, and the batches they read. So far
-//! supervised fine-tuning, with a chain of thought and without.
+//! In here: objectives as Burn train steps over a backbone, and the batches they read: supervised
+//! fine-tuning with a chain of thought and without; the two stages of System-1.5 Reasoning (arXiv
+//! 2505.18962), language-to-latent alignment and shortcut learning.
 //!
 //! Must never be in here: a loop, the choice of a device, a file. The trainer supplies the loop and
 //! the shape of what a step reports.
 
+pub mod align;
 pub mod batches;
+pub mod latent;
 pub mod loss;
+pub mod rollout;
+pub mod shortcut;
+pub mod student;
 pub mod supervised;
 
-pub use batches::SequenceBatches;
+pub use align::{Align, AlignConfig};
+pub use batches::{LatentBatches, SequenceBatches};
+pub use latent::{LatentBatch, LatentConfig, LatentProblem, Rollout};
+pub use shortcut::{Shortcut, ShortcutStageConfig};
 pub use supervised::Supervised;

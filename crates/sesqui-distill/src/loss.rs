@@ -6,16 +6,16 @@ use sesqui_dataset::batch::SequenceBatch;
 use sesqui_model::{Transformer, Visibility};
 
 /// A batch of token ids on a device.
-pub struct TokenTensors {
+struct TokenTensors {
     /// `[batch, seq]`.
-    pub ids: Tensor<2, Int>,
+    ids: Tensor<2, Int>,
     /// `[batch, seq]`.
-    pub positions: Tensor<2, Int>,
+    positions: Tensor<2, Int>,
 }
 
 impl TokenTensors {
     /// Uploads ids and positions.
-    pub fn new(batch: &SequenceBatch, device: &Device) -> Self {
+    fn new(batch: &SequenceBatch, device: &Device) -> Self {
         let shape = [batch.batch, batch.seq];
         let upload =
             |values: &[i32]| Tensor::from_data(TensorData::new(values.to_vec(), shape), device);
@@ -26,14 +26,9 @@ impl TokenTensors {
     }
 }
 
-/// Mean cross-entropy in nats over the weighted targets of `batch`, `[1]`.
-///
-/// The head runs on the positions that have a target only: the question's logits are never made.
-pub fn next_token_loss(
-    backbone: &Transformer,
-    batch: &SequenceBatch,
-    device: &Device,
-) -> Tensor<1> {
+/// States before the final norm, `[batch, seq, d_model]`.
+pub fn hidden_states(backbone: &Transformer, batch: &SequenceBatch) -> Tensor<3> {
+    let device = &backbone.token_embedding.weight.val().device();
     let tokens = TokenTensors::new(batch, device);
     // Rows are padded on the right, so a causal rule already keeps pads from every real token.
     let context = backbone.context(
@@ -41,8 +36,19 @@ pub fn next_token_loss(
         Visibility::causal(batch.seq, device),
     );
     let embedded = backbone.embed(tokens.ids, tokens.positions);
-    let hidden = backbone.run_layers(0..backbone.layers.len(), embedded, &context);
+    backbone.run_layers(0..backbone.layers.len(), embedded, &context)
+}
 
+/// Mean cross-entropy in nats over the weighted targets of `batch`, `[1]`, from states before the
+/// final norm, `[batch, seq, d_model]`.
+///
+/// The head runs on the positions that have a target only: the question's logits are never made.
+pub fn next_token_loss(
+    backbone: &Transformer,
+    hidden: Tensor<3>,
+    batch: &SequenceBatch,
+) -> Tensor<1> {
+    let device = &hidden.device();
     let picked: Vec<usize> = (0..batch.loss_weights.len())
         .filter(|&cell| batch.loss_weights[cell] > 0.0)
         .collect();

@@ -8,7 +8,7 @@ use sesqui_dataset::batch::SequenceBatch;
 use sesqui_model::Transformer;
 use sesqui_trainer::StepOutput;
 
-use crate::loss::next_token_loss;
+use crate::loss::{hidden_states, next_token_loss};
 
 /// A backbone under supervised fine-tuning.
 #[derive(Module, Debug)]
@@ -24,8 +24,8 @@ impl Supervised {
     }
 
     fn loss(&self, batch: &SequenceBatch) -> Tensor<1> {
-        let device = self.backbone.token_embedding.weight.val().device();
-        next_token_loss(&self.backbone, batch, &device)
+        let hidden = hidden_states(&self.backbone, batch);
+        next_token_loss(&self.backbone, hidden, batch)
     }
 }
 

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use sesqui_dataset::DatasetError;
 use sesqui_reason::PromptError;
+use sesqui_shortcut::SlotTrace;
 
 use crate::answer;
 use crate::method::{Method, Responses};
@@ -81,8 +82,14 @@ pub struct QuestionRow {
     pub latent_steps: usize,
     /// Layer executions while reasoning.
     pub layer_calls: usize,
+    /// Boundaries at which each latent step entered and left.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slots: Vec<[usize; 2]>,
     /// Floating-point operations.
     pub flops: f64,
+    /// Of these the ones inside layers while reasoning.
+    #[serde(default)]
+    pub reason_flops: f64,
 }
 
 /// Mean milliseconds per question.
@@ -112,6 +119,8 @@ impl Timing {
 pub struct Evaluation {
     /// One row per question, in task order.
     pub rows: Vec<QuestionRow>,
+    /// What every latent step of every question did; empty for methods without.
+    pub traces: Vec<Vec<SlotTrace>>,
     /// Time per question; all zero where no question was timed.
     pub timing: Timing,
 }
@@ -170,6 +179,7 @@ pub fn evaluate(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Evaluation, EvaluationError> {
     let mut rows = Vec::with_capacity(task.problems.len());
+    let mut traces = Vec::with_capacity(task.problems.len());
     while rows.len() < task.problems.len() {
         let end = (rows.len() + config.batch_size).min(task.problems.len());
         let range = rows.len()..end;
@@ -191,13 +201,21 @@ pub fn evaluate(
                 tokens: response.tokens.len(),
                 latent_steps: response.latent_steps,
                 layer_calls: response.layer_calls,
+                slots: response
+                    .slots
+                    .iter()
+                    .map(|slot| [slot.enter, slot.leave])
+                    .collect(),
                 flops: response.flops,
+                reason_flops: response.reason_flops,
             });
+            traces.push(response.slots);
         }
         progress(rows.len());
     }
     Ok(Evaluation {
         rows,
+        traces,
         timing: time(method, &task, config)?,
     })
 }

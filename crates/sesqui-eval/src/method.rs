@@ -6,6 +6,7 @@ use burn::tensor::Device;
 use sesqui_model::Transformer;
 use sesqui_model::flops::Flops;
 use sesqui_reason::{Decoding, Prompt, PromptError, greedy};
+use sesqui_shortcut::SlotTrace;
 
 /// What one question got back.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,8 +17,13 @@ pub struct Response {
     pub latent_steps: usize,
     /// Layer executions while reasoning: one layer at one position is one.
     pub layer_calls: usize,
+    /// What each latent step ran; empty for reasoning in words.
+    pub slots: Vec<SlotTrace>,
     /// Floating-point operations, prompt, reasoning and answer, head and attention included.
     pub flops: f64,
+    /// Of these what System-1.5 Reasoning counts (arXiv 2505.18962, appendix B): dot products and
+    /// matrix-vector products inside the layers, reasoning only.
+    pub reason_flops: f64,
 }
 
 /// What a batch got back.
@@ -74,6 +80,8 @@ impl Method for TokenDecoding<'_> {
             rows.push(Response {
                 latent_steps: 0,
                 layer_calls: reasoning * layers,
+                slots: Vec::new(),
+                reason_flops: flops.layers(asked, asked + reasoning),
                 flops: flops.layers(0, asked + generated) + flops.head() * (generated + 1) as f64,
                 tokens: row.tokens,
             });

@@ -6,8 +6,14 @@
     reason = "a test may fail loudly, its helpers too"
 )]
 
+#[path = "inference/alone.rs"]
+mod alone;
+#[path = "inference/costs.rs"]
+mod costs;
 #[path = "inference/decoding.rs"]
 mod decoding;
+#[path = "inference/latent.rs"]
+mod latent;
 #[path = "inference/loss.rs"]
 mod loss;
 #[path = "inference/overfit.rs"]

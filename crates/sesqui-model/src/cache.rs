@@ -2,12 +2,12 @@
 //!
 //! Layers fill independently: a layer that a position skipped simply holds one entry fewer (batch
 //! of one), or holds an entry that this row may not see (several rows, one of which skipped it).
-//! Order within a layer is the order of appending; positions are already inside the keys (rotary)
+//! Such an entry is a hole, which a later position of the row may take. Order within a layer is the order of appending; positions are already inside the keys (rotary)
 //! or the hidden states (learned), so no layer needs to know which positions it holds.
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 use crate::config::ModelConfig;
 use crate::mask::Visibility;
@@ -33,9 +33,18 @@ pub struct LayerCache {
 pub struct Admission<'a> {
     /// The cache that takes them.
     pub cache: &'a mut LayerCache,
-    /// Row-major `[batch, queries]`: `false` marks an entry that its row will never see (a pad, or
-    /// a cell that the row skipped).
-    pub real: &'a [bool],
+    /// Whose they are.
+    pub entries: Entries<'a>,
+}
+
+/// Whose new positions a layer takes.
+#[derive(Clone, Copy, Debug)]
+pub enum Entries<'a> {
+    /// One or more of every row. Row-major `[batch, queries]`: `false` marks an entry that its row
+    /// will never see (a pad, or a cell that the row skipped).
+    All(&'a [bool]),
+    /// One of each of these rows, ascending, for which [`LayerCache::reserve`] made room.
+    Rows(&'a [usize]),
 }
 
 impl KvCache {
@@ -71,8 +80,19 @@ impl KvCache {
             .sum()
     }
 
-    /// What new positions may see in each layer of `range`; `real` as in [`Admission`]. Layers that
-    /// hold the same share one bias.
+    /// Entries that `row` sees, in each layer.
+    pub fn visible(&self, row: usize) -> Vec<usize> {
+        let seen = |layer: &LayerCache| layer.visible[row].iter().filter(|&&seen| seen).count();
+        self.layers.iter().map(seen).collect()
+    }
+
+    /// Number of rows.
+    pub fn batch(&self) -> usize {
+        self.layers.first().map_or(0, |layer| layer.visible.len())
+    }
+
+    /// What new positions may see in each layer of `range`; `real` as in [`Entries::All`]. Layers
+    /// that hold the same share one bias.
     pub fn visibility(
         &self,
         range: Range<usize>,
@@ -110,44 +130,136 @@ impl LayerCache {
         let shape = [batch, self.len(), real.len() / batch];
         Visibility::after_cache(&cached, real, shape, device)
     }
+
+    /// Makes room for one entry of each of `rows`, ascending, and returns what they see: their
+    /// entries and, in the last column, the new one.
+    ///
+    /// The order of entries carries no meaning, so the last column serves again where it is a hole
+    /// for all of `rows`: rows that pass a layer at different times share a column.
+    ///
+    /// # Panics
+    ///
+    /// If the capacity is exceeded, as for [`Admission`].
+    pub(crate) fn reserve(&mut self, rows: &[usize], device: &Device) -> Visibility {
+        let shared = !self.is_empty()
+            && rows
+                .iter()
+                .all(|&row| self.visible[row].last() == Some(&false));
+        if !shared {
+            self.check_capacity(self.len() + 1);
+            self.visible.iter_mut().for_each(|row| row.push(false));
+        }
+        let past = self.len() - 1;
+        let mut cached = Vec::with_capacity(rows.len() * past);
+        for &row in rows {
+            self.visible[row][past] = true;
+            cached.extend_from_slice(&self.visible[row][..past]);
+        }
+        let shape = [rows.len(), past, 1];
+        Visibility::after_cache(&cached, &vec![true; rows.len()], shape, device)
+    }
+
+    /// Stores `key` and `value` `[rows, key_value_heads, 1, d_head]` where [`LayerCache::reserve`]
+    /// made room for `rows`.
+    pub(crate) fn fill(&mut self, rows: &[usize], key: Tensor<4>, value: Tensor<4>) {
+        let (Some(&first), Some(&last)) = (rows.first(), rows.last()) else {
+            return;
+        };
+        let [_, heads, _, d_head] = key.dims();
+        let column = self.len() - 1;
+        let place = [first..last + 1, 0..heads, column..column + 1, 0..d_head];
+        // Rows between the first and the last keep what they hold: one write instead of one per
+        // run of neighbours, of a single column.
+        let order = (last + 1 - first > rows.len()).then(|| {
+            let mut order: Vec<i32> = (0..(last + 1 - first) as i32).collect();
+            for (new, &row) in (order.len() as i32..).zip(rows) {
+                order[row - first] = new;
+            }
+            Tensor::<1, Int>::from_data(order.as_slice(), &key.device())
+        });
+        let write = |stored: Tensor<4>, fresh: Tensor<4>| {
+            let fresh = match &order {
+                None => fresh,
+                Some(order) => {
+                    let held = stored.clone().slice(place.clone());
+                    Tensor::cat(vec![held, fresh], 0).select(0, order.clone())
+                }
+            };
+            stored.slice_assign(place.clone(), fresh)
+        };
+        self.update(|keys, values| (write(keys, key), write(values, value)));
+    }
+
+    /// All entries of `rows`, ascending: `[rows, key_value_heads, length, d_head]`. Costs a copy
+    /// unless the rows are neighbours.
+    fn entries(&self, rows: &[usize]) -> (Tensor<4>, Tensor<4>) {
+        let Some((keys, values)) = &self.stored else {
+            unreachable!("the cache is whole between calls");
+        };
+        let (first, end) = (rows[0], rows[rows.len() - 1] + 1);
+        let select = (end - first > rows.len()).then(|| {
+            let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+            Tensor::<1, Int>::from_data(rows.as_slice(), &keys.device())
+        });
+        let take = |stored: &Tensor<4>| {
+            let stored = stored.clone();
+            // Rows before columns: gathering from a narrowed tensor copies all of it on the CPU.
+            let rows = match &select {
+                Some(rows) => stored.select(0, rows.clone()),
+                None if end - first == self.visible.len() => stored,
+                None => stored.narrow(0, first, end - first),
+            };
+            rows.narrow(2, 0, self.len())
+        };
+        (take(keys), take(values))
+    }
+
+    fn update(&mut self, change: impl FnOnce(Tensor<4>, Tensor<4>) -> (Tensor<4>, Tensor<4>)) {
+        self.stored = self
+            .stored
+            .take()
+            .map(|(keys, values)| change(keys, values));
+    }
+
+    fn check_capacity(&self, end: usize) {
+        assert!(
+            end <= self.capacity,
+            "cache of {} entries asked for {end}",
+            self.capacity
+        );
+    }
 }
 
 impl Admission<'_> {
-    /// Stores `key` and `value` `[batch, key_value_heads, queries, d_head]` and returns all entries
-    /// `[batch, key_value_heads, length, d_head]`.
+    /// Stores `key` and `value` `[rows, key_value_heads, queries, d_head]` and returns all entries
+    /// of these rows `[rows, key_value_heads, length, d_head]`.
     ///
     /// # Panics
     ///
     /// If the capacity is exceeded: whoever makes the cache sizes it from prompt and limits.
     pub(crate) fn append(self, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        let [batch, heads, queries, d_head] = key.dims();
         let cache = self.cache;
+        let real = match self.entries {
+            Entries::All(real) => real,
+            Entries::Rows(rows) => {
+                cache.fill(rows, key, value);
+                return cache.entries(rows);
+            }
+        };
+        let [batch, heads, queries, d_head] = key.dims();
         let (start, end) = (cache.len(), cache.len() + queries);
-        assert!(
-            end <= cache.capacity,
-            "cache of {} entries asked for {end}",
-            cache.capacity
-        );
-        for (row, fresh) in cache
-            .visible
-            .iter_mut()
-            .zip(self.real.chunks_exact(queries))
-        {
+        cache.check_capacity(end);
+        for (row, fresh) in cache.visible.iter_mut().zip(real.chunks_exact(queries)) {
             row.extend_from_slice(fresh);
         }
         let place = [0..batch, 0..heads, start..end, 0..d_head];
-        let (keys, values) = match cache.stored.take() {
-            Some((keys, values)) => (
+        cache.update(|keys, values| {
+            (
                 keys.slice_assign(place.clone(), key),
                 values.slice_assign(place, value),
-            ),
-            None => unreachable!("the cache is whole between calls"),
-        };
-        let seen = (
-            keys.clone().narrow(2, 0, end),
-            values.clone().narrow(2, 0, end),
-        );
-        cache.stored = Some((keys, values));
-        seen
+            )
+        });
+        let rows: Vec<usize> = (0..batch).collect();
+        cache.entries(&rows)
     }
 }

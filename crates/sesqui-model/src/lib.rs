@@ -17,6 +17,7 @@ pub mod config;
 pub mod flops;
 pub mod huggingface;
 pub mod initialize;
+pub mod latent;
 pub mod layer;
 pub mod mask;
 pub mod parameters;
@@ -24,5 +25,6 @@ pub mod transformer;
 
 pub use cache::KvCache;
 pub use config::{Family, Initialization, ModelConfig, ModelConfigError, RopeScaling};
+pub use latent::{Feedback, LatentTransformer};
 pub use mask::Visibility;
 pub use transformer::{SequenceContext, Transformer};

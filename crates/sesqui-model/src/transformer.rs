@@ -7,7 +7,7 @@ use burn::nn::{Embedding, Linear};
 use burn::tensor::{Device, Int, Tensor};
 
 use crate::attention::Rotary;
-use crate::cache::{Admission, KvCache};
+use crate::cache::{Admission, Entries, KvCache};
 use crate::config::{Family, ModelConfig, ModelConfigError};
 use crate::initialize::{Initializer, Role};
 use crate::layer::{Layer, Norm};
@@ -142,12 +142,74 @@ impl Transformer {
         for (index, visibility) in range.zip(&visibility) {
             let admission = Admission {
                 cache: cache.layer(index),
-                real,
+                entries: Entries::All(real),
             };
             hidden =
                 self.layers[index].forward(hidden, rotary.as_ref(), visibility, Some(admission));
         }
         hidden
+    }
+
+    /// Runs layer `index` on one new position of `rows`, ascending rows of the cache's batch, whose
+    /// keys and values alone are read and extended; the layer holds nothing new of the other rows.
+    ///
+    /// `hidden` is `[rows, 1, d_model]`, `positions` `[rows, 1]`. With all rows it is
+    /// [`Transformer::run_layers_cached`].
+    pub fn run_layer_rows(
+        &self,
+        index: usize,
+        hidden: Tensor<3>,
+        positions: Tensor<2, Int>,
+        rows: &[usize],
+        cache: &mut KvCache,
+    ) -> Tensor<3> {
+        if rows.len() == cache.batch() {
+            let real = vec![true; rows.len()];
+            return self.run_layers_cached(index..index + 1, hidden, positions, &real, cache);
+        }
+        let rotary = self.rotary(positions);
+        let cache = cache.layer(index);
+        let visibility = cache.reserve(rows, &hidden.device());
+        let admission = Admission {
+            cache,
+            entries: Entries::Rows(rows),
+        };
+        self.layers[index].forward(hidden, rotary.as_ref(), &visibility, Some(admission))
+    }
+
+    /// Gives layers `range` the keys and values of `hidden` `[rows, 1, d_model]` at `positions`
+    /// `[rows, 1]` without running them, as if every one of them had received this state
+    /// (CALM, arXiv 2207.07061). `rows` as for [`Transformer::run_layer_rows`].
+    pub fn fill_rows(
+        &self,
+        range: Range<usize>,
+        hidden: Tensor<3>,
+        positions: Tensor<2, Int>,
+        rows: &[usize],
+        cache: &mut KvCache,
+    ) {
+        let rotary = self.rotary(positions);
+        let config = &self.config;
+        let (heads, width) = (config.key_value_heads(), config.d_head());
+        for index in range {
+            let layer = &self.layers[index];
+            let map = &layer.attention.query_key_value;
+            let queries = config.heads * width;
+            let normed = layer.attention_norm.forward(hidden.clone());
+            let weight = map.weight.val().narrow(1, queries, 2 * heads * width);
+            let mut joint = normed.reshape([rows.len(), config.d_model]).matmul(weight);
+            if let Some(bias) = &map.bias {
+                joint = joint + bias.val().narrow(0, queries, 2 * heads * width).unsqueeze();
+            }
+            let joint = joint.reshape([rows.len(), 2 * heads, 1, width]);
+            let mut key = joint.clone().narrow(1, 0, heads);
+            if let Some(rotary) = &rotary {
+                key = rotary.rotate(key);
+            }
+            let cache = cache.layer(index);
+            cache.reserve(rows, &hidden.device());
+            cache.fill(rows, key, joint.narrow(1, heads, heads));
+        }
     }
 
     /// The norm before the head, `[batch, seq, d_model]` in and out.

@@ -50,35 +50,53 @@ pub fn greedy(
     decoding: Decoding,
     device: &Device,
 ) -> Result<Decoded, PromptError> {
-    let context = model.config().context;
-    prompt.validate(model.vocabulary(), context)?;
+    prompt.validate(model.vocabulary(), model.config().context)?;
     let clock = Instant::now();
-    let batch = prompt.batch;
-    let layers = 0..model.layers.len();
-    let mut cache = KvCache::new(
-        model.config(),
-        batch,
-        prompt.seq + decoding.max_tokens,
-        device,
-    );
+    let (mut cache, hidden) = prefill(model, prompt, decoding.max_tokens, device);
+    let next = read_argmax(model, model.final_norm(hidden));
+    let prefill = clock.elapsed();
+    let first = &prompt.next_position;
+    let (rows, steps) = go_on(model, &mut cache, next, first, decoding, device);
+    Ok(Decoded {
+        rows,
+        prefill,
+        steps,
+    })
+}
+
+/// Runs the prompt: the cache, with room for `more` entries, and the hidden states of the last
+/// column `[batch, 1, d_model]`.
+pub(crate) fn prefill(
+    model: &Transformer,
+    prompt: &Prompt,
+    more: usize,
+    device: &Device,
+) -> (KvCache, Tensor<3>) {
+    let mut cache = KvCache::new(model.config(), prompt.batch, prompt.seq + more, device);
     let (ids, positions) = prompt.tensors(device);
     let embedded = model.embed(ids, positions.clone());
-    let hidden = model.run_layers_cached(
-        layers.clone(),
-        embedded,
-        positions,
-        &prompt.real,
-        &mut cache,
-    );
-    let mut next = read_argmax(model, hidden.narrow(1, prompt.seq - 1, 1));
-    let prefill = clock.elapsed();
+    let layers = 0..model.layers.len();
+    let hidden = model.run_layers_cached(layers, embedded, positions, &prompt.real, &mut cache);
+    (cache, hidden.narrow(1, prompt.seq - 1, 1))
+}
 
+/// Goes on greedily with the tokens `next`, one per row, of which the first stands at position
+/// `first`: what each row generated, and the time of each step.
+pub(crate) fn go_on(
+    model: &Transformer,
+    cache: &mut KvCache,
+    mut next: Vec<u32>,
+    first: &[i32],
+    decoding: Decoding,
+    device: &Device,
+) -> (Vec<DecodedRow>, Vec<Duration>) {
+    let (batch, context) = (next.len(), model.config().context);
     let mut rows = vec![DecodedRow::default(); batch];
     let mut live = vec![true; batch];
     let mut steps = Vec::new();
     for step in 0..=decoding.max_tokens {
         for row in 0..batch {
-            let position = prompt.next_position[row] as usize + step;
+            let position = first[row] as usize + step;
             if live[row] && next[row] == decoding.stop {
                 rows[row].stopped = true;
                 live[row] = false;
@@ -93,33 +111,42 @@ pub fn greedy(
         }
         let clock = Instant::now();
         let ids: Vec<i32> = next.iter().map(|&token| token as i32).collect();
-        let positions: Vec<i32> = prompt
-            .next_position
+        let positions: Vec<i32> = first
             .iter()
             // An ended row may be past the last position; nobody sees what it does there.
             .map(|&first| (first + step as i32).min(context as i32 - 1))
             .collect();
-        let upload = |values: Vec<i32>| {
-            Tensor::<2, Int>::from_data(TensorData::new(values, [batch, 1]), device)
-        };
-        let positions = upload(positions);
-        let embedded = model.embed(upload(ids), positions.clone());
-        let hidden =
-            model.run_layers_cached(layers.clone(), embedded, positions, &live, &mut cache);
-        next = read_argmax(model, hidden);
+        let normed = feed(model, cache, ids, positions, &live, device);
+        next = read_argmax(model, normed);
         steps.push(clock.elapsed());
     }
-    Ok(Decoded {
-        rows,
-        prefill,
-        steps,
-    })
+    (rows, steps)
 }
 
-/// The most likely token after `hidden` `[batch, 1, d_model]`, read to the host.
-fn read_argmax(model: &Transformer, hidden: Tensor<3>) -> Vec<u32> {
-    let logits = model.head(model.final_norm(hidden));
-    logits
+/// Runs tokens, row-major `[batch, queries]` like their positions and `real`; returns the last
+/// column's states after the final norm, `[batch, 1, d_model]`.
+pub(crate) fn feed(
+    model: &Transformer,
+    cache: &mut KvCache,
+    ids: Vec<i32>,
+    positions: Vec<i32>,
+    real: &[bool],
+    device: &Device,
+) -> Tensor<3> {
+    let shape = [cache.batch(), ids.len() / cache.batch()];
+    let upload =
+        |values: Vec<i32>| Tensor::<2, Int>::from_data(TensorData::new(values, shape), device);
+    let positions = upload(positions);
+    let embedded = model.embed(upload(ids), positions.clone());
+    let layers = 0..model.layers.len();
+    let hidden = model.run_layers_cached(layers, embedded, positions, real, cache);
+    model.final_norm(hidden.narrow(1, shape[1] - 1, 1))
+}
+
+/// The most likely token after `normed` `[batch, 1, d_model]`, read to the host.
+pub(crate) fn read_argmax(model: &Transformer, normed: Tensor<3>) -> Vec<u32> {
+    model
+        .head(normed)
         .argmax(2)
         .into_data()
         .iter::<i64>()

@@ -35,6 +35,19 @@ pub enum PromptError {
         /// Its length.
         found: usize,
     },
+    /// A list that does not go with the prompt or the model.
+    #[error("{found} {what} where there should be {expected}")]
+    Length {
+        /// Which list.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+        /// The length that it should have.
+        expected: usize,
+    },
+    /// Latent reasoning without a latent step.
+    #[error("at least one latent step is needed")]
+    NoLatentSteps,
     /// A token or position that the model has no row for.
     #[error("{what} {value} of row {row} is outside 0..{limit}")]
     Range {

@@ -10,7 +10,8 @@ use crate::schedule::Schedule;
 pub struct TrainingConfig {
     /// Optimizer steps.
     pub steps: u64,
-    /// Batches whose gradients are averaged into one step.
+    /// Parts a step is computed in; their gradients are averaged. Parts save memory one after another,
+    /// and time side by side.
     pub accumulation: u64,
     /// Learning rate.
     pub learning_rate: Schedule,

@@ -14,6 +14,7 @@ use crate::gradients;
 use crate::objective::{Batches, Objective, StepOutput};
 use crate::parameters::with_stable_ids;
 use crate::render::{Plan, Renderer, duration};
+use crate::workers::Workers;
 
 /// Everything the loop works with besides the model.
 pub struct Fit<'a, M: Objective> {
@@ -23,8 +24,10 @@ pub struct Fit<'a, M: Objective> {
     pub config: &'a TrainingConfig,
     /// Seed of all random streams.
     pub seed: u64,
-    /// Where to train; with autodiff.
-    pub device: &'a Device,
+    /// Where to train; with autodiff. The parts of a step are spread over them, weights and optimizer
+    /// live on the first. One device several times stands for as many workers on it, which then share
+    /// its generator: a step that draws random numbers on the device needs a device per worker.
+    pub devices: &'a [Device],
     /// The training data.
     pub batches: &'a dyn Batches<<M as TrainStep>::Input>,
     /// Where checkpoints live; the latest is resumed from.
@@ -106,6 +109,16 @@ pub enum FitError {
         /// What is wrong.
         reason: String,
     },
+    /// A worker of a step spread over several failed.
+    #[error("stage {stage}, step {step}: {reason}")]
+    Worker {
+        /// The stage.
+        stage: String,
+        /// 1-based step.
+        step: u64,
+        /// What it said.
+        reason: String,
+    },
     /// A resumed stage was begun with another seed.
     #[error(
         "stage {stage} was begun with seed {found} and is asked to resume with seed {wanted}; \
@@ -161,6 +174,7 @@ pub fn fit<M: Objective>(model: M, mut job: Fit<'_, M>) -> Result<Outcome<M>, Fi
         done: state.step,
         log_every: config.log_every,
     });
+    let workers = Workers::new(job.devices, config.accumulation as usize);
     let clock = Instant::now();
     let mut saved = state.step;
     while !state.finished {
@@ -182,7 +196,7 @@ pub fn fit<M: Objective>(model: M, mut job: Fit<'_, M>) -> Result<Outcome<M>, Fi
         let begun = Instant::now();
         // Burn's learning rate is a plain number to the optimizer; ours is a function of the step.
         let rate = config.learning_rate.rate(state.step, config.steps);
-        let step = step(&model, &job, &state)?;
+        let step = step(&model, &workers, &job, &state)?;
         model = optimizer.step(rate, model, step.gradients);
         state.step += 1;
         state.next_batch += config.accumulation;
@@ -264,26 +278,42 @@ struct Step {
     tokens: usize,
 }
 
-fn step<M: Objective>(model: &M, job: &Fit<'_, M>, state: &State) -> Result<Step, FitError> {
+fn step<M: Objective>(
+    model: &M,
+    workers: &Workers<M>,
+    job: &Fit<'_, M>,
+    state: &State,
+) -> Result<Step, FitError> {
     let config = job.config;
     let stage = || job.stage.to_owned();
-    job.device.seed(stream(job.seed, state.step));
-    let mut accumulator = GradientsAccumulator::new();
-    let mut outputs: Vec<StepOutput> = Vec::with_capacity(config.accumulation as usize);
-    let mut single = None;
+    for device in job.devices {
+        device.seed(stream(job.seed, state.step));
+    }
+    let mut batches = Vec::with_capacity(config.accumulation as usize);
     for index in state.next_batch..state.next_batch + config.accumulation {
-        let batch = job.batches.batch(index).map_err(|reason| FitError::Data {
+        batches.push(job.batches.batch(index).map_err(|reason| FitError::Data {
+            stage: stage(),
+            step: state.step + 1,
+            reason,
+        })?);
+    }
+    let parts = workers
+        .compute(model, batches)
+        .map_err(|reason| FitError::Worker {
             stage: stage(),
             step: state.step + 1,
             reason,
         })?;
-        let output = TrainStep::step(model, batch);
+    let mut accumulator = GradientsAccumulator::new();
+    let mut outputs: Vec<StepOutput> = Vec::with_capacity(parts.len());
+    let mut single = None;
+    for (output, gradients) in parts {
         if config.accumulation == 1 {
-            single = Some(output.grads);
+            single = Some(gradients);
         } else {
-            accumulator.accumulate(model, output.grads);
+            accumulator.accumulate(model, gradients);
         }
-        outputs.push(output.item);
+        outputs.push(output);
     }
     let mut gradients = single.unwrap_or_else(|| accumulator.grads());
     let share = 1.0 / config.accumulation as f64;

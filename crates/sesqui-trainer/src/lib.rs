@@ -19,6 +19,7 @@ pub mod objective;
 pub mod parameters;
 pub mod render;
 pub mod schedule;
+pub mod workers;
 
 pub use checkpoint::{CheckpointError, Checkpoints, State};
 pub use config::{CheckpointPolicy, EarlyStopping, TrainingConfig};

@@ -1,5 +1,6 @@
 //! The seam between the loop and what a step means.
 
+use burn::module::ModuleDisplay;
 use burn::tensor::Tensor;
 use burn::train::{InferenceStep, ItemLazy, LearnerModel, TrainStep};
 
@@ -24,6 +25,7 @@ impl ItemLazy for StepOutput {
 /// [`TrainStep`] and [`InferenceStep`].
 pub trait Objective:
     LearnerModel
+    + ModuleDisplay
     + TrainStep<Output = StepOutput>
     + InferenceStep<Input = <Self as TrainStep>::Input, Output = StepOutput>
 {
@@ -31,6 +33,7 @@ pub trait Objective:
 
 impl<M> Objective for M where
     M: LearnerModel
+        + ModuleDisplay
         + TrainStep<Output = StepOutput>
         + InferenceStep<Input = <M as TrainStep>::Input, Output = StepOutput>
 {

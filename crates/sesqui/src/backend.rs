@@ -40,6 +40,16 @@ impl Backend {
         }
     }
 
+    /// Where the parts of a training step are computed, `device` first: on the CPU one worker for
+    /// each core.
+    pub fn workers(self, device: &Device) -> Vec<Device> {
+        let count = match self {
+            Self::Cpu => std::thread::available_parallelism().map_or(1, usize::from),
+            Self::Cuda | Self::Wgpu => 1,
+        };
+        vec![device.clone(); count]
+    }
+
     /// Tells Burn which device to fall back on. Burn's own choice is the first backend that was
     /// compiled in, present or not, and loading an optimizer asks for it.
     ///

@@ -7,12 +7,17 @@ use burn::module::Module;
 use burn::tensor::Device;
 use burn::train::TrainStep;
 use comfy_table::{CellAlignment, Table, presets};
-use sesqui_distill::Supervised;
+use sesqui_dataset::batch::SequenceBatch;
+use sesqui_distill::{Align, LatentBatch, Rollout, Shortcut, Supervised};
 use sesqui_model::flops::Flops;
+use sesqui_model::latent::LatentTransformer;
 use sesqui_model::{Transformer, parameters};
+use sesqui_shortcut::Shortcuts;
 use sesqui_trainer::Batches;
+use sesqui_trainer::objective::Objective as Learner;
 
-use crate::experiment::Experiment;
+use crate::experiment::{Experiment, Initialize, Objective, Stage};
+use crate::trained::LatentSettings;
 use crate::workbench::Workbench;
 
 /// Data, shapes, parameters, cost, and one batch run forward and backward.
@@ -52,42 +57,112 @@ pub fn dry_run(experiment: &Experiment, workbench: &Workbench, device: &Device) 
         flops.head() / 1e6
     ));
     for stage in &experiment.stages {
-        let (batches, skipped) =
-            workbench.batches(stage, experiment.model.context, experiment.seed)?;
-        let batch = batches.batch(0).map_err(anyhow::Error::msg)?;
-        let training = &stage.training;
-        text.push_str(&format!(
-            "\nstage {}: {} steps of {} x {} rows, {} batches per epoch, {} problems too long\n",
-            stage.name,
-            training.steps,
-            training.accumulation,
-            batch.batch,
-            batches.per_epoch(),
-            skipped.len(),
-        ));
-        text.push_str(&format!(
-            "first batch: [{}, {}], {} tokens, rows {}\n",
-            batch.batch,
-            batch.seq,
-            batch.tokens,
-            batches
-                .rows(0)
-                .split(", ")
-                .take(4)
-                .collect::<Vec<_>>()
-                .join(", "),
-        ));
-        let output = TrainStep::step(&Supervised::new(model.clone()), batch);
-        let losses: Vec<String> = output
-            .item
-            .names
-            .iter()
-            .zip(output.item.losses.into_data().iter::<f64>())
-            .map(|(name, value)| format!("{name} {value:.4}"))
-            .collect();
-        text.push_str(&format!("before training: {}\n", losses.join(", ")));
+        text.push_str(&format!("\nstage {}: ", stage.name));
+        text.push_str(&one_step(experiment, workbench, stage, &model)?);
     }
     Ok(text)
+}
+
+/// Size of a stage, its first batch, and what one step on it says before any training.
+fn one_step(
+    experiment: &Experiment,
+    workbench: &Workbench,
+    stage: &Stage,
+    model: &Transformer,
+) -> Result<String> {
+    let (context, seed) = (experiment.model.context, experiment.seed);
+    let latent = |settings: &LatentSettings| {
+        let rollout = |_| Rollout::Staircase { seed: 1 };
+        workbench.latent_batches(stage, settings, context, seed, rollout)
+    };
+    match &stage.objective {
+        Objective::Cot | Objective::NoCot => {
+            let (batches, skipped) = workbench.batches(stage, context, seed)?;
+            let step = |batch: &SequenceBatch| [batch.batch, batch.seq, batch.tokens];
+            let model = Supervised::new(model.clone());
+            first_batch(stage, &batches, skipped.len(), step, &model)
+        }
+        Objective::Align(config) => {
+            let settings = workbench.latent_settings(config);
+            let (batches, skipped) = latent(&settings)?;
+            let model = Align::new(student(model, &settings), model, config);
+            let text = first_batch(stage, &batches, skipped.len(), sizes, &model)?;
+            Ok(format!("{text}{}\n", slots(&settings)))
+        }
+        Objective::Shortcut(config) => {
+            let settings = match &stage.initialize {
+                Initialize::Checkpoint { path } => LatentSettings::read(path)?,
+                Initialize::Stage { stage: from } => match experiment.stage(from) {
+                    Some(Stage {
+                        objective: Objective::Align(config),
+                        ..
+                    }) => workbench.latent_settings(config),
+                    _ => return Ok("its start is not known yet\n".to_owned()),
+                },
+                _ => return Ok("its start is not known yet\n".to_owned()),
+            };
+            let (batches, skipped) = latent(&settings)?;
+            let device = model.token_embedding.weight.val().device();
+            let shortcuts = Shortcuts::new(&config.shortcuts, model.config(), seed, &device);
+            let added = shortcuts.num_params();
+            let model = Shortcut::new(student(model, &settings), shortcuts, model, config);
+            let text = first_batch(stage, &batches, skipped.len(), sizes, &model)?;
+            Ok(format!(
+                "{text}{added} parameters in routers and adapters\n"
+            ))
+        }
+    }
+}
+
+fn student(model: &Transformer, settings: &LatentSettings) -> LatentTransformer {
+    let device = model.token_embedding.weight.val().device();
+    LatentTransformer::new(model.clone(), &settings.latents.feedback, &device)
+}
+
+fn sizes(batch: &LatentBatch) -> [usize; 3] {
+    [batch.batch, batch.seq, batch.tokens]
+}
+
+fn slots(settings: &LatentSettings) -> String {
+    let positions = settings.latents.positions;
+    format!(
+        "{} latent steps, the first {} and the answer {} positions after the question's end",
+        settings.count,
+        positions.slot_position(1, 0),
+        positions.answer_position(1, settings.count),
+    )
+}
+
+fn first_batch<M: Learner>(
+    stage: &Stage,
+    batches: &dyn Batches<<M as TrainStep>::Input>,
+    skipped: usize,
+    sizes: impl Fn(&<M as TrainStep>::Input) -> [usize; 3],
+    model: &M,
+) -> Result<String> {
+    let batch = batches.batch(0).map_err(anyhow::Error::msg)?;
+    let [rows, seq, tokens] = sizes(&batch);
+    let training = &stage.training;
+    let names = batches.rows(0);
+    let names: Vec<&str> = names.split(", ").take(4).collect();
+    let output = TrainStep::step(model, batch);
+    let losses: Vec<String> = output
+        .item
+        .names
+        .iter()
+        .zip(output.item.losses.into_data().iter::<f64>())
+        .map(|(name, value)| format!("{name} {value:.4}"))
+        .collect();
+    Ok(format!(
+        "{} steps of {} x {rows} rows, {} batches per epoch, {skipped} problems too long\n\
+         first batch: [{rows}, {seq}], {tokens} tokens, rows {}\n\
+         before training: {}\n",
+        training.steps,
+        training.accumulation,
+        batches.per_epoch(),
+        names.join(", "),
+        losses.join(", "),
+    ))
 }
 
 fn parameter_table(model: &Transformer) -> String {

@@ -8,12 +8,15 @@ use sesqui_dataset::batch::{BatchConfig, Grouping};
 use sesqui_dataset::encode::{Positions, Supervision, TextFormat};
 use sesqui_dataset::read::BadRows;
 use sesqui_dataset::tokenizer::TokenizerConfig;
+use sesqui_distill::{AlignConfig, ShortcutStageConfig};
 use sesqui_eval::EvaluationConfig;
 use sesqui_model::ModelConfig;
+use sesqui_model::latent::SlotPositions;
 use sesqui_trainer::TrainingConfig;
-use sesqui_trainer::config::CheckpointPolicy;
+use sesqui_trainer::schedule::Decay;
 
 use crate::misuse::Misuse;
+use crate::reasoning::ReasoningConfig;
 
 /// Everything that decides what a run computes. The backend is not part of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,6 +38,8 @@ pub struct Experiment {
     pub model: ModelConfig,
     /// How accuracy and time are measured.
     pub evaluation: EvaluationConfig,
+    /// How latent models reason when they are asked.
+    pub reasoning: ReasoningConfig,
     /// What is trained, in order.
     pub stages: Vec<Stage>,
 }
@@ -66,6 +71,10 @@ pub enum Objective {
     Cot,
     /// Next-token prediction on the answer alone.
     NoCot,
+    /// Stage 1 of System-1.5 Reasoning: latent steps aligned to the chain of thought.
+    Align(AlignConfig),
+    /// Stage 2: routers and adapters over the student of stage 1.
+    Shortcut(ShortcutStageConfig),
 }
 
 /// Where a stage's weights come from.
@@ -93,11 +102,40 @@ pub enum Initialize {
 }
 
 impl Objective {
-    /// What a training sequence contains under this objective.
+    /// What a training sequence contains under this objective: the teacher's, where there is one.
     pub fn supervision(&self) -> Supervision {
         match self {
-            Self::Cot => Supervision::ChainOfThought,
+            Self::Cot | Self::Align(_) | Self::Shortcut(_) => Supervision::ChainOfThought,
             Self::NoCot => Supervision::AnswerOnly,
+        }
+    }
+
+    /// The objective's name in experiment files.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Cot => "cot",
+            Self::NoCot => "no-cot",
+            Self::Align(_) => "align",
+            Self::Shortcut(_) => "shortcut",
+        }
+    }
+
+    /// What is wrong with the settings, if anything: the key and the reason.
+    fn problem(&self) -> Option<(String, String)> {
+        match self {
+            Self::Cot | Self::NoCot => None,
+            Self::Align(config) => config.problem(),
+            Self::Shortcut(config) => config.problem(),
+        }
+    }
+
+    /// What a stage with this objective may start from in the same run; `None` for anything with a
+    /// backbone.
+    pub fn wants(&self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Cot | Self::NoCot => None,
+            Self::Align(_) => Some(("cot", "it learns from a chain-of-thought model")),
+            Self::Shortcut(_) => Some(("align", "shortcuts are learned over an aligned student")),
         }
     }
 }
@@ -105,22 +143,42 @@ impl Objective {
 impl Default for Experiment {
     /// The quick start: `experiments/arith-dag/default.toml` says the same, and a test compares.
     fn default() -> Self {
-        let stage = |name: &str, objective: Objective, keep_at: Vec<u64>| Stage {
+        let stage = |name: &str, objective: Objective, start: Option<&str>| Stage {
             name: name.to_owned(),
             objective,
-            initialize: Initialize::Scratch,
+            initialize: match start {
+                None => Initialize::Scratch,
+                Some(stage) => Initialize::Stage {
+                    stage: stage.to_owned(),
+                },
+            },
             batches: BatchConfig {
                 grouping: Grouping::ByLength,
                 ..BatchConfig::default()
             },
             training: TrainingConfig {
-                checkpoints: CheckpointPolicy {
-                    keep_at,
-                    ..CheckpointPolicy::default()
-                },
+                accumulation: 2,
                 ..TrainingConfig::default()
             },
         };
+        let no_cot = stage("no_cot", Objective::NoCot, None);
+        let mut cot = stage("cot", Objective::Cot, None);
+        cot.training.checkpoints.keep_at = vec![250];
+        let mut align = AlignConfig::default();
+        // Seven tokens to a step, the result the sixth.
+        align.latents.positions = SlotPositions::Strided {
+            offset: 5,
+            stride: 7,
+        };
+        let mut latent = stage("latent", Objective::Align(align), Some("cot"));
+        latent.training.steps = 2_000;
+        latent.training.learning_rate.decay = Decay::Linear {
+            start: 0.6,
+            end: 0.05,
+        };
+        let shortcut = Objective::Shortcut(ShortcutStageConfig::default());
+        let mut system15 = stage("system15", shortcut, Some("latent"));
+        system15.training.steps = 400;
         Self {
             seed: 1,
             bad_rows: BadRows::default(),
@@ -130,10 +188,8 @@ impl Default for Experiment {
             format: TextFormat::default(),
             model: ModelConfig::default(),
             evaluation: EvaluationConfig::default(),
-            stages: vec![
-                stage("no_cot", Objective::NoCot, Vec::new()),
-                stage("cot", Objective::Cot, vec![250]),
-            ],
+            reasoning: ReasoningConfig::default(),
+            stages: vec![no_cot, cot, latent, system15],
         }
     }
 }
@@ -179,6 +235,9 @@ impl Experiment {
         if let Some((key, reason)) = self.evaluation.problem() {
             return fail(format!("evaluation.{key}"), reason);
         }
+        if let Some((key, reason)) = self.reasoning.problem() {
+            return fail(format!("reasoning.{key}"), reason);
+        }
         if self.stages.is_empty() {
             return fail(
                 "stages".to_owned(),
@@ -204,6 +263,10 @@ impl Experiment {
                     format!("{:?} is taken", stage.name),
                 );
             }
+            self.check_start(index)?;
+            if let Some((part, reason)) = stage.objective.problem() {
+                return fail(key(&format!("objective.{part}")), reason);
+            }
             if let Initialize::Stage { stage: from } = &stage.initialize
                 && !earlier.iter().any(|other| other.name == *from)
             {
@@ -222,7 +285,61 @@ impl Experiment {
             if stage.batches.batch_size == 0 {
                 return fail(key("batches.batch_size"), "must be at least 1".to_owned());
             }
+            let (rows, parts) = (stage.batches.batch_size as u64, stage.training.accumulation);
+            if !rows.is_multiple_of(parts) {
+                return fail(
+                    key("training.accumulation"),
+                    format!("{rows} rows of a step cannot be cut into {parts} equal parts"),
+                );
+            }
         }
         Ok(())
+    }
+
+    /// Whether stage `index` starts from a kind of model that its objective can use.
+    fn check_start(&self, index: usize) -> Result<(), Misuse> {
+        let stage = &self.stages[index];
+        let Some((kind, reason)) = stage.objective.wants() else {
+            return Ok(());
+        };
+        let fail = |found: String| {
+            let candidates: Vec<&str> = self.stages[..index]
+                .iter()
+                .filter(|other| other.objective.kind() == kind)
+                .map(|other| other.name.as_str())
+                .collect();
+            let remedy = match candidates.as_slice() {
+                [] => format!("put a stage with objective {kind} before it and start from that"),
+                names => format!("start from {}", names.join(" or ")),
+            };
+            Err(Misuse(format!(
+                "stages.{}.initialize: {found}, but {reason}; {remedy}",
+                stage.name
+            )))
+        };
+        match &stage.initialize {
+            Initialize::Scratch => fail("it starts from scratch".to_owned()),
+            Initialize::HuggingFace { .. } if kind == "align" => {
+                fail("it starts from a Hugging Face model".to_owned())
+            }
+            // What is in a folder is checked when it is opened.
+            Initialize::HuggingFace { .. } | Initialize::Checkpoint { .. } => Ok(()),
+            Initialize::Stage { stage: from } => {
+                let source = self.stages[..index]
+                    .iter()
+                    .find(|other| other.name == *from);
+                match source {
+                    Some(source) if source.objective.kind() != kind => {
+                        fail(format!("{from} has objective {}", source.objective.kind()))
+                    }
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// The stage called `name`.
+    pub fn stage(&self, name: &str) -> Option<&Stage> {
+        self.stages.iter().find(|stage| stage.name == name)
     }
 }

@@ -7,11 +7,11 @@ use anyhow::{Context, Result};
 use burn::tensor::Device;
 use comfy_table::{CellAlignment, Table, presets};
 use sesqui_eval::{Evaluation, EvaluationConfig, Task, evaluate};
-use sesqui_model::Transformer;
 use sesqui_run::{SummaryRow, atomic_write};
 
+use crate::reasoning::ReasoningConfig;
 use crate::screen;
-use crate::stage::token_decoding;
+use crate::trained::Trained;
 
 /// Whose answers are measured.
 #[derive(Clone, Debug)]
@@ -30,10 +30,11 @@ pub struct Subject<'a> {
 ///
 /// When a question does not fit or a file cannot be written.
 pub fn measure(
-    model: &Transformer,
+    model: &Trained,
     device: &Device,
     task: Task<'_>,
     config: &EvaluationConfig,
+    reasoning: &ReasoningConfig,
     subject: &Subject<'_>,
     file: Option<&Path>,
 ) -> Result<SummaryRow> {
@@ -41,8 +42,8 @@ pub fn measure(
         task.problems.len(),
         &format!("{} on {} {}", subject.method, task.dataset, task.split),
     );
-    let method = token_decoding(model, device, &task, config)?;
-    let found = evaluate(&method, task, config, &mut |done| {
+    let method = model.method(device, &task, config, reasoning);
+    let found = evaluate(&*method, task, config, &mut |done| {
         bar.set_position(done as u64)
     })?;
     bar.finish_and_clear();

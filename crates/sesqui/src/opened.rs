@@ -6,15 +6,16 @@ use anyhow::{Context, Result};
 use burn::tensor::Device;
 use sesqui_dataset::encode::PositionLayout;
 use sesqui_dataset::tokenizer::Tokenizer;
-use sesqui_distill::Supervised;
-use sesqui_model::{Transformer, huggingface};
+use sesqui_model::Transformer;
 use sesqui_run::{ConfigSource, RunPaths};
 use sesqui_trainer::Checkpoints;
-use sesqui_trainer::checkpoint::{State, load_model, load_state};
+use sesqui_trainer::checkpoint::{State, load_state};
 
-use crate::experiment::{Experiment, Initialize};
+use crate::experiment::{Experiment, Stage};
 use crate::misuse::Misuse;
 use crate::stage::TOKENIZER_HASH;
+use crate::start::Lineage;
+use crate::trained::Trained;
 
 /// What a checkpoint says about itself.
 pub struct Opened {
@@ -117,22 +118,42 @@ impl Opened {
     /// # Errors
     ///
     /// When the weights do not fit the configuration.
-    pub fn load(&self, device: &Device) -> Result<Transformer> {
-        let stage = self
-            .experiment
-            .stages
-            .iter()
-            .find(|stage| stage.name == self.state.stage);
-        let fresh = match stage.map(|stage| &stage.initialize) {
-            // The shape came from there; only the configuration file is needed, and read again.
-            Some(Initialize::HuggingFace { path }) => huggingface::load(path, device)?,
-            _ => Transformer::new(
-                &self.experiment.model,
-                self.tokenizer.vocab_size(),
-                self.experiment.seed,
-                device,
-            )?,
+    pub fn load(&self, device: &Device) -> Result<Trained> {
+        let fresh = self.fresh(device)?;
+        Trained::load(&self.folder, self.stage()?, fresh, device)
+    }
+
+    /// A backbone of its shape.
+    ///
+    /// # Errors
+    ///
+    /// When the shape cannot be built.
+    pub fn fresh(&self, device: &Device) -> Result<Transformer> {
+        let lineage = Lineage {
+            experiment: &self.experiment,
+            // Shapes come from configurations alone.
+            paths: &RunPaths::new(&self.folder),
+            vocabulary: self.tokenizer.vocab_size(),
         };
-        Ok(load_model(&self.folder, Supervised::new(fresh))?.backbone)
+        lineage.fresh(self.stage()?, device)
+    }
+
+    /// The run that the checkpoint lies in, if it does.
+    pub fn run(&self) -> Option<RunPaths> {
+        // <run>/checkpoints/<stage>/step-…, wherever the working directory is.
+        let folder = self.folder.canonicalize().ok()?;
+        let run = RunPaths::new(folder.ancestors().nth(3)?);
+        let inside = run.checkpoint(&self.state.stage, self.state.step).ok()?;
+        (run.config().is_file() && inside == folder).then_some(run)
+    }
+
+    fn stage(&self) -> Result<&Stage> {
+        self.experiment.stage(&self.state.stage).with_context(|| {
+            format!(
+                "{} is a checkpoint of stage {}, which its configuration does not have",
+                self.folder.display(),
+                self.state.stage
+            )
+        })
     }
 }

@@ -11,7 +11,7 @@ use crate::misuse::Misuse;
 use crate::opened::Opened;
 
 /// What `--set` may change when a trained model is used: the data, not the model.
-const EVALUATION_KEYS: [&str; 4] = ["data", "evaluation", "seed", "bad_rows"];
+const EVALUATION_KEYS: [&str; 5] = ["data", "evaluation", "reasoning", "seed", "bad_rows"];
 
 /// The checkpoint that `path` and `stage` name, or without a stage those of all stages of a run.
 ///
@@ -88,19 +88,14 @@ pub fn experiment(opened: &Opened, config: Option<&Path>, set: &[String]) -> Res
         bad_rows: asked.bad_rows,
         data: asked.data,
         evaluation: asked.evaluation,
+        reasoning: asked.reasoning,
         ..opened.experiment.clone()
     })
 }
 
 /// Where evaluations of `opened` go by default: the `eval` folder of its run, if it lies in one.
 pub fn evaluations_folder(opened: &Opened) -> Option<PathBuf> {
-    // <run>/checkpoints/<stage>/step-…, wherever the working directory is.
-    let folder = opened.folder.canonicalize().ok()?;
-    let run = RunPaths::new(folder.ancestors().nth(3)?);
-    let inside = run
-        .checkpoint(&opened.state.stage, opened.state.step)
-        .ok()?;
-    (run.config().is_file() && inside == folder).then(|| run.evaluations())
+    opened.run().map(|run| run.evaluations())
 }
 
 /// A file name for an evaluation started at `started` that no other evaluation in `folder` has.

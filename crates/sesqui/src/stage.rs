@@ -1,24 +1,30 @@
 //! Training one stage: weights in, weights out.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use burn::module::Module;
 use burn::tensor::Device;
-use burn::train::{InferenceStep, Interrupter};
-use sesqui_dataset::batch::SequenceBatch;
-use sesqui_dataset::encode::Sequence;
-use sesqui_distill::Supervised;
-use sesqui_eval::{EvaluationConfig, TokenDecoding, evaluate};
-use sesqui_model::{Transformer, huggingface};
-use sesqui_reason::Decoding;
+use burn::train::{InferenceStep, Interrupter, TrainStep};
+use sesqui_dataset::batch::{SequenceBatch, Skipped};
+use sesqui_distill::rollout::{generator, rollout};
+use sesqui_distill::{
+    Align, AlignConfig, LatentBatch, Rollout, Shortcut, ShortcutStageConfig, Supervised,
+};
+use sesqui_eval::{EvaluationConfig, evaluate};
+use sesqui_model::latent::LatentTransformer;
 use sesqui_run::{MetricRow, RowWriter, RunPaths};
-use sesqui_trainer::checkpoint::{Attachment, load_model};
-use sesqui_trainer::{Checkpoints, Fit, Outcome, Renderer, Validation, fit};
+use sesqui_shortcut::Shortcuts;
+use sesqui_trainer::checkpoint::Attachment;
+use sesqui_trainer::objective::Objective as Learner;
+use sesqui_trainer::{Batches, Checkpoints, Fit, Outcome, Renderer, State, Stop, Validation, fit};
 
-use crate::experiment::{Experiment, Initialize, Stage};
+use crate::exits;
+use crate::experiment::{Experiment, Objective, Stage};
 use crate::misuse::Misuse;
-use crate::opened::Opened;
+use crate::start::{Lineage, same_tokenizer};
+use crate::trained::{LATENTS, Latent, LatentSettings, Trained};
 use crate::workbench::Workbench;
 
 /// Name of the file beside a checkpoint's tokenizer that holds its hash.
@@ -34,59 +40,199 @@ pub struct Run<'a> {
     pub paths: &'a RunPaths,
     /// The data.
     pub workbench: &'a Workbench,
-    /// Where to compute, without autodiff.
-    pub device: &'a Device,
+    /// Where to compute, without autodiff; the first is home.
+    pub devices: &'a [Device],
     /// Set when somebody asks to stop.
     pub interrupter: &'a Interrupter,
 }
 
+/// How a stage ended.
+pub struct Finished {
+    /// The model, off the autodiff tape.
+    pub model: Trained,
+    /// Where training stands.
+    pub state: State,
+    /// Why it ended.
+    pub stop: Stop,
+}
+
+/// What a person sees of a stage, and what is written.
+pub struct Outlets<'a> {
+    /// The screen.
+    pub renderer: &'a mut Renderer,
+    /// `metrics.jsonl`.
+    pub metrics: &'a mut RowWriter<MetricRow>,
+}
+
 impl Run<'_> {
+    /// Where inference happens.
+    pub fn device(&self) -> &Device {
+        &self.devices[0]
+    }
+
     /// Trains `stage`, from its latest checkpoint if there is one.
     ///
     /// # Errors
     ///
     /// When the start does not fit, the data is too long, or training fails.
-    pub fn train(
+    pub fn train(&self, stage: &Stage, mut outlets: Outlets<'_>) -> Result<Finished> {
+        match &stage.objective {
+            Objective::Cot | Objective::NoCot => self.supervise(stage, &mut outlets),
+            Objective::Align(config) => self.align(stage, config, &mut outlets),
+            Objective::Shortcut(config) => self.shortcut(stage, config, &mut outlets),
+        }
+    }
+
+    fn supervise(&self, stage: &Stage, outlets: &mut Outlets<'_>) -> Result<Finished> {
+        let device = self.device().clone().autodiff();
+        let model = self.lineage().start(stage, &device)?.backbone().clone();
+        let context = model.config().context;
+        let seed = self.experiment.seed;
+        let (batches, skipped) = self.workbench.batches(stage, context, seed)?;
+        outlets.skipped(stage, context, &skipped);
+        let validation = self
+            .workbench
+            .validation_batches(stage.objective.supervision(), self.experiment)?;
+        let model = Supervised::new(model);
+        let outcome = self.fit(stage, model, &batches, None, outlets, |model| {
+            let losses = mean_losses(model, validation.clone(), targets);
+            let trained = Trained::Tokens(model.backbone.clone());
+            self.validation(&trained, losses)
+        })?;
+        Ok(finished(outcome, |model| Trained::Tokens(model.backbone)))
+    }
+
+    fn align(
         &self,
         stage: &Stage,
-        renderer: &mut Renderer,
-        metrics: &mut RowWriter<MetricRow>,
-    ) -> Result<Outcome<Supervised>> {
-        let device = self.device.clone().autodiff();
-        let model = self.initial(stage, &device)?;
-        let context = model.config().context;
+        config: &AlignConfig,
+        outlets: &mut Outlets<'_>,
+    ) -> Result<Finished> {
+        let device = self.device().clone().autodiff();
+        let teacher = self.lineage().start(stage, &device)?.backbone().clone();
+        let settings = self.workbench.latent_settings(config);
+        let (feeding, exits) = (config.feeding, config.exit_dropout);
+        let (seed, steps) = (self.experiment.seed, stage.training.steps);
+        let rollout = move |step| rollout(feeding, exits, seed, step, steps);
+        let context = teacher.config().context;
         let (batches, skipped) = self
             .workbench
-            .batches(stage, context, self.experiment.seed)?;
-        if !skipped.is_empty() {
-            renderer.line(&format!(
-                "{}: {} training problems are longer than {context} positions and left out, \
-                 {} first",
-                stage.name,
-                skipped.len(),
-                skipped[0].id
-            ));
+            .latent_batches(stage, &settings, context, seed, rollout)?;
+        outlets.skipped(stage, context, &skipped);
+        let validation = self.workbench.validation_latents(
+            &settings,
+            context,
+            self.experiment,
+            Rollout::FreeRunning,
+        )?;
+
+        let feedback = &config.latents.feedback;
+        let student = LatentTransformer::new(teacher.clone(), feedback, &device);
+        let model = Align::new(student, &teacher, config);
+        let attached = settings.clone();
+        let outcome = self.fit(stage, model, &batches, Some(&settings), outlets, |model| {
+            let losses = mean_losses(model, validation.clone(), rows);
+            let latent = Latent::new(model.student.clone(), None, attached.clone());
+            self.validation(&Trained::Latent(Box::new(latent)), losses)
+        })?;
+        Ok(finished(outcome, |model| {
+            Trained::Latent(Box::new(Latent::new(model.student, None, settings)))
+        }))
+    }
+
+    fn shortcut(
+        &self,
+        stage: &Stage,
+        config: &ShortcutStageConfig,
+        outlets: &mut Outlets<'_>,
+    ) -> Result<Finished> {
+        let device = self.device().clone().autodiff();
+        let lineage = self.lineage();
+        let Trained::Latent(student) = lineage.start(stage, &device)? else {
+            return Err(Misuse(format!(
+                "stages.{}.initialize: it starts from a model without latent steps",
+                stage.name
+            ))
+            .into());
+        };
+        let teacher = lineage.teacher(stage, &device)?;
+        let settings = LatentSettings {
+            key_values: config.key_values,
+            landing: config.landing,
+            ..student.settings.clone()
+        };
+        let seed = self.experiment.seed;
+        let rollout = move |step| Rollout::Staircase {
+            seed: rand_chacha::rand_core::Rng::next_u64(&mut generator(seed, step, b"shortcut")),
+        };
+        let context = teacher.config().context;
+        let (batches, skipped) = self
+            .workbench
+            .latent_batches(stage, &settings, context, seed, rollout)?;
+        outlets.skipped(stage, context, &skipped);
+        let validation = self.workbench.validation_latents(
+            &settings,
+            context,
+            self.experiment,
+            Rollout::FreeRunning,
+        )?;
+
+        let shape = teacher.config();
+        let shortcuts = Shortcuts::new(&config.shortcuts, shape, seed, &device);
+        let model = Shortcut::new(student.model, shortcuts, &teacher, config);
+        let attached = settings.clone();
+        let outcome = self.fit(stage, model, &batches, Some(&settings), outlets, |model| {
+            let losses = mean_losses(model, validation.clone(), rows);
+            let (student, shortcuts) = (model.student.clone(), model.shortcuts.clone());
+            let latent = Latent::new(student, Some(shortcuts), attached.clone());
+            self.validation(&Trained::Latent(Box::new(latent)), losses)
+        })?;
+        Ok(finished(outcome, |model| {
+            let latent = Latent::new(model.student, Some(model.shortcuts), settings);
+            Trained::Latent(Box::new(latent))
+        }))
+    }
+
+    fn lineage(&self) -> Lineage<'_> {
+        Lineage {
+            experiment: self.experiment,
+            paths: self.paths,
+            vocabulary: self.workbench.tokenizer.vocab_size(),
         }
-        let checkpoints = self.checkpoints(stage)?;
+    }
+
+    fn fit<M: Learner>(
+        &self,
+        stage: &Stage,
+        model: M,
+        batches: &dyn Batches<<M as TrainStep>::Input>,
+        settings: Option<&LatentSettings>,
+        outlets: &mut Outlets<'_>,
+        validate: impl Fn(&M) -> Result<Validation>,
+    ) -> Result<Outcome<M>> {
+        let checkpoints = self.checkpoints(stage, settings)?;
         if let Some(state) = checkpoints.latest()? {
             // The tokenizer was made anew from the data; data that changed would change it.
             same_tokenizer(stage, &checkpoints.path(state.step), self.workbench)?;
         }
-        let mut validate = |model: &Supervised, _step: u64| {
-            self.validation(stage, model)
-                .map_err(|error| format!("{error:#}"))
-        };
+        let devices: Vec<Device> = self
+            .devices
+            .iter()
+            .map(|device| device.clone().autodiff())
+            .collect();
+        let mut validate =
+            |model: &M, _step: u64| validate(model).map_err(|error| format!("{error:#}"));
         let outcome = fit(
-            Supervised::new(model),
+            model,
             Fit {
                 stage: &stage.name,
                 config: &stage.training,
                 seed: self.experiment.seed,
-                device: &device,
-                batches: &batches,
+                devices: &devices,
+                batches,
                 checkpoints: &checkpoints,
-                renderer,
-                metrics,
+                renderer: &mut *outlets.renderer,
+                metrics: &mut *outlets.metrics,
                 interrupter: self.interrupter,
                 validate: &mut validate,
             },
@@ -94,211 +240,120 @@ impl Run<'_> {
         Ok(outcome)
     }
 
-    /// The checkpoints of a stage, each of which carries configuration and tokenizer.
+    /// The checkpoints of a stage, each of which carries configuration, tokenizer and, for a latent
+    /// model, its settings.
     ///
     /// # Errors
     ///
     /// When the tokenizer cannot be serialised.
-    pub fn checkpoints(&self, stage: &Stage) -> Result<Checkpoints> {
+    pub fn checkpoints(
+        &self,
+        stage: &Stage,
+        settings: Option<&LatentSettings>,
+    ) -> Result<Checkpoints> {
         let text = |name: &str, text: String| Attachment {
             name: name.to_owned(),
             bytes: text.into_bytes(),
         };
         let layout = serde_json::to_string_pretty(&self.workbench.layout)?;
-        let attachments = vec![
+        let mut attachments = vec![
             text("config.toml", self.config_text.to_owned()),
             text("tokenizer.json", self.workbench.tokenizer.to_json()?),
             text(TOKENIZER_HASH, self.workbench.tokenizer.hash()?),
             text("layout.json", layout),
         ];
-        let folder = self.paths.checkpoints(&stage.name)?;
-        Ok(Checkpoints::new(
-            folder,
-            stage.training.checkpoints.clone(),
-            attachments,
-        ))
-    }
-
-    /// The weights a stage starts from. They are checked against the tokenizer even when a
-    /// checkpoint of the stage itself will replace them.
-    fn initial(&self, stage: &Stage, device: &Device) -> Result<Transformer> {
-        let config = &self.experiment.model;
-        let vocabulary = self.workbench.tokenizer.vocab_size();
-        let fresh = || Transformer::new(config, vocabulary, self.experiment.seed, device);
-        match &stage.initialize {
-            Initialize::Scratch => Ok(fresh()?),
-            Initialize::Stage { stage: from } => {
-                let folder = self.paths.checkpoints(from)?;
-                let earlier = Checkpoints::new(folder, Default::default(), Vec::new());
-                let state = earlier
-                    .latest()?
-                    .filter(|state| state.finished)
-                    .with_context(|| {
-                        format!(
-                            "stage {} starts from {from}, which has not been trained",
-                            stage.name
-                        )
-                    })?;
-                let model = load_model(&earlier.path(state.step), Supervised::new(fresh()?))?;
-                Ok(model.backbone)
-            }
-            Initialize::Checkpoint { path } => {
-                let opened = same_tokenizer(stage, path, self.workbench)?;
-                let model = opened.load(device)?;
-                if model.config() != config {
-                    return Err(Misuse(format!(
-                        "stages.{}.initialize.path: the model in {} has another shape than \
-                         [model]; copy its [model] section from {}",
-                        stage.name,
-                        path.display(),
-                        path.join("config.toml").display(),
-                    ))
-                    .into());
-                }
-                Ok(model)
-            }
-            Initialize::HuggingFace { path } => {
-                let model = huggingface::load(path, device)
-                    .with_context(|| format!("stages.{}.initialize.path", stage.name))?;
-                if model.vocabulary() < vocabulary {
-                    return Err(Misuse(format!(
-                        "stages.{}.initialize.path: {} has {} token embeddings, the tokenizer \
-                         makes {vocabulary} ids; use the tokenizer that belongs to the model",
-                        stage.name,
-                        path.display(),
-                        model.vocabulary(),
-                    ))
-                    .into());
-                }
-                Ok(model)
-            }
+        if let Some(settings) = settings {
+            attachments.push(text(LATENTS, serde_json::to_string_pretty(settings)?));
         }
+        let folder = self.paths.checkpoints(&stage.name)?;
+        let policy = stage.training.checkpoints.clone();
+        Ok(Checkpoints::new(folder, policy, attachments))
     }
 
-    fn validation(&self, stage: &Stage, model: &Supervised) -> Result<Validation> {
-        let sequences = self
-            .workbench
-            .validation_sequences(stage.objective.supervision())?;
+    /// Accuracy on the validation set, latents self-generated, with the losses found before.
+    fn validation(&self, trained: &Trained, losses: Losses) -> Result<Validation> {
         let config = EvaluationConfig {
             timing_questions: 0,
             ..self.experiment.evaluation.clone()
         };
-        let loss = validation_loss(
-            model,
-            &sequences,
-            config.batch_size,
-            &self.workbench.tokenizer,
-        )?;
         let task = self.workbench.validation_task(self.experiment);
-        let method = token_decoding(&model.backbone, self.device, &task, &config)?;
-        let found = evaluate(&method, task, &config, &mut |_| ())?;
+        let reasoning = &self.experiment.reasoning;
+        let method = trained.method(self.device(), &task, &config, reasoning);
+        let found = evaluate(&*method, task, &config, &mut |_| ())?;
+        let mut values = losses.parts;
+        if let Trained::Latent(latent) = trained {
+            values.extend(exits::summary(latent, &task, &found));
+        }
         Ok(Validation {
-            loss: Some(loss),
+            loss: losses.total,
             accuracy: Some(found.accuracy()),
-            values: Default::default(),
+            values,
         })
     }
 }
 
-/// Checks where the stages of an experiment start from, before anything is written or trained.
-///
-/// # Errors
-///
-/// Names the setting and the folder that does not fit.
-pub fn check_starts(experiment: &Experiment, workbench: &Workbench) -> Result<()> {
-    for stage in &experiment.stages {
-        match &stage.initialize {
-            Initialize::Scratch | Initialize::Stage { .. } => {}
-            Initialize::Checkpoint { path } => {
-                same_tokenizer(stage, path, workbench)?;
-            }
-            Initialize::HuggingFace { path } => {
-                for file in ["config.json", "model.safetensors"] {
-                    if !path.join(file).is_file() {
-                        return Err(Misuse(format!(
-                            "stages.{}.initialize.path: there is no {}",
-                            stage.name,
-                            path.join(file).display()
-                        ))
-                        .into());
-                    }
-                }
-            }
+impl Outlets<'_> {
+    fn skipped(&mut self, stage: &Stage, context: usize, skipped: &[Skipped]) {
+        if let Some(first) = skipped.first() {
+            self.renderer.line(&format!(
+                "{}: {} training problems are longer than {context} positions and left out, {} \
+                 first",
+                stage.name,
+                skipped.len(),
+                first.id
+            ));
         }
     }
-    Ok(())
 }
 
-fn same_tokenizer(stage: &Stage, path: &Path, workbench: &Workbench) -> Result<Opened> {
-    let opened =
-        Opened::checkpoint(path).with_context(|| format!("the start of stage {}", stage.name))?;
-    let (theirs, ours) = (opened.tokenizer.hash()?, workbench.tokenizer.hash()?);
-    if theirs != ours {
-        return Err(Misuse(format!(
-            "stage {}: {} was trained with another tokenizer ({theirs:.12} there, {ours:.12} here); \
-             use its tokenizer, its data, or another checkpoint",
-            stage.name,
-            path.display(),
-        ))
-        .into());
+fn finished<M: Module>(outcome: Outcome<M>, trained: impl FnOnce(M) -> Trained) -> Finished {
+    Finished {
+        model: trained(outcome.model.valid()),
+        state: outcome.state,
+        stop: outcome.stop,
     }
-    Ok(opened)
 }
 
-/// Mean loss in nats per target token.
-fn validation_loss(
-    model: &Supervised,
-    sequences: &[Sequence],
-    batch_size: usize,
-    tokenizer: &sesqui_dataset::tokenizer::Tokenizer,
-) -> Result<f64> {
-    let (mut sum, mut targets) = (0.0, 0.0);
-    let rows: Vec<u32> = (0..sequences.len() as u32).collect();
-    for rows in rows.chunks(batch_size) {
-        let batch = SequenceBatch::collate(sequences, rows, tokenizer.pad_id())?;
-        let weight: f32 = batch.loss_weights.iter().sum();
+fn targets(batch: &SequenceBatch) -> f64 {
+    batch.loss_weights.iter().copied().map(f64::from).sum()
+}
+
+fn rows(batch: &LatentBatch) -> f64 {
+    batch.batch as f64
+}
+
+/// Losses over a validation set.
+#[derive(Default)]
+struct Losses {
+    total: Option<f64>,
+    parts: BTreeMap<String, f64>,
+}
+
+/// Means over batches, each weighted by what it counts.
+fn mean_losses<M: Learner>(
+    model: &M,
+    batches: Vec<<M as InferenceStep>::Input>,
+    weight: impl Fn(&<M as InferenceStep>::Input) -> f64,
+) -> Losses {
+    let mut sums: Vec<f64> = Vec::new();
+    let (mut names, mut total): (&[&str], f64) = (&[], 0.0);
+    for batch in batches {
+        let weight = weight(&batch);
         let output = InferenceStep::step(model, batch);
-        let loss = output
-            .losses
-            .into_data()
-            .iter::<f64>()
-            .next()
-            .unwrap_or(f64::NAN);
-        sum += loss * f64::from(weight);
-        targets += f64::from(weight);
+        names = output.names;
+        sums.resize(names.len(), 0.0);
+        let values = output.losses.into_data();
+        for (sum, value) in sums.iter_mut().zip(values.iter::<f64>()) {
+            *sum += value * weight;
+        }
+        total += weight;
     }
-    Ok(sum / targets)
-}
-
-/// Greedy decoding for a task.
-///
-/// # Errors
-///
-/// When the marker before the answer cannot be tokenized.
-pub fn token_decoding<'a>(
-    model: &'a Transformer,
-    device: &'a Device,
-    task: &sesqui_eval::Task<'a>,
-    config: &EvaluationConfig,
-) -> Result<TokenDecoding<'a>> {
-    let answer_start: &[u32] = task
-        .encoded
-        .first()
-        .map_or(&[], |problem| &problem.answer_start);
-    Ok(TokenDecoding {
-        model,
-        device,
-        decoding: Decoding {
-            stop: task.tokenizer.eos_id(),
-            max_tokens: config.max_tokens,
-        },
-        answer_start,
-    })
-}
-
-/// A model for inference from a training outcome: off the autodiff tape.
-pub fn for_inference(trained: Supervised) -> Transformer {
-    trained.valid().backbone
+    let means = sums.iter().map(|sum| sum / total);
+    let mut named = names.iter().map(|name| (*name).to_owned()).zip(means);
+    Losses {
+        total: named.next().map(|(_, mean)| mean),
+        parts: named.collect(),
+    }
 }
 
 /// The folder of a stage's last checkpoint, as written in summaries.

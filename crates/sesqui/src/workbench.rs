@@ -3,17 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use sesqui_dataset::batch::{Skipped, fit_context};
-use sesqui_dataset::encode::{
-    EncodedProblem, PositionLayout, Sequence, Supervision, encode_all, sequence,
-};
+use sesqui_dataset::batch::{SequenceBatch, Skipped, TooLong, fit_context};
+use sesqui_dataset::encode::{EncodedProblem, PositionLayout, Supervision, encode_all, sequence};
 use sesqui_dataset::tokenizer::Tokenizer;
 use sesqui_dataset::{Corpus, Problem};
-use sesqui_distill::SequenceBatches;
+use sesqui_distill::latent::Granularity;
+use sesqui_distill::{
+    AlignConfig, LatentBatch, LatentBatches, LatentProblem, Rollout, SequenceBatches,
+};
 use sesqui_eval::Task;
+use sesqui_shortcut::{KeyValueRule, Landing};
 
 use crate::experiment::{Experiment, Stage};
 use crate::misuse::Misuse;
+use crate::trained::LatentSettings;
 
 /// What every stage of a run reads.
 pub struct Workbench {
@@ -157,24 +160,168 @@ impl Workbench {
             .map(|problem| sequence(problem, supervision, self.layout))
             .collect::<Result<Vec<_>, _>>()?;
         let pad = self.tokenizer.pad_id();
-        let batches = SequenceBatches::new(sequences, identities, &stage.batches, seed, pad)
+        let parts = stage.training.accumulation;
+        let batches = SequenceBatches::new(sequences, identities, &stage.batches, parts, seed, pad)
             .with_context(|| format!("stage {}", stage.name))?;
         Ok((batches, fitted.skipped))
     }
 
-    /// The validation questions that are asked, as training sequences of a supervision.
+    /// The validation questions that are asked, in batches with a supervision's targets.
     ///
     /// # Errors
     ///
     /// When a question does not fit the position layout.
-    pub fn validation_sequences(&self, supervision: Supervision) -> Result<Vec<Sequence>> {
+    pub fn validation_batches(
+        &self,
+        supervision: Supervision,
+        experiment: &Experiment,
+    ) -> Result<Vec<SequenceBatch>> {
         let sequences = self
             .validation
             .encoded
             .iter()
             .map(|problem| sequence(problem, supervision, self.layout))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(sequences)
+        let rows: Vec<u32> = (0..sequences.len() as u32).collect();
+        let pad = self.tokenizer.pad_id();
+        let batches = rows
+            .chunks(experiment.evaluation.batch_size)
+            .map(|rows| SequenceBatch::collate(&sequences, rows, pad))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(batches)
+    }
+
+    /// The settings of a latent stage, with the number of latent steps settled for this data.
+    pub fn latent_settings(&self, config: &AlignConfig) -> LatentSettings {
+        LatentSettings {
+            latents: config.latents.clone(),
+            count: config.latents.resolve(&self.train),
+            key_values: KeyValueRule::default(),
+            landing: Landing::default(),
+        }
+    }
+
+    /// Training batches of a latent stage, with what did not fit `context` positions; `rollout` says
+    /// for each optimizer step where the inputs of latent steps come from.
+    ///
+    /// # Errors
+    ///
+    /// When a problem is too long, needs too many latent steps, or nothing is left.
+    pub fn latent_batches(
+        &self,
+        stage: &Stage,
+        settings: &LatentSettings,
+        context: usize,
+        seed: u64,
+        rollout: impl Fn(u64) -> Rollout + Send + Sync + 'static,
+    ) -> Result<(LatentBatches, Vec<Skipped>)> {
+        let supervision = Supervision::ChainOfThought;
+        let (train, layout) = (self.train.clone(), self.layout);
+        let too_long = stage.batches.too_long;
+        let mut fitted = fit_context(train, supervision, layout, context, too_long)?;
+        let mut kept = Vec::with_capacity(fitted.problems.len());
+        for problem in fitted.problems {
+            let length = self.latent_end(settings, &problem)?;
+            match too_long {
+                _ if length <= context => kept.push(problem),
+                TooLong::Skip => fitted.skipped.push(Skipped {
+                    id: problem.id,
+                    length,
+                }),
+                TooLong::Fail => {
+                    return Err(Misuse(format!(
+                        "stage {}: with {} latent steps problem {} needs {length} positions, the \
+                         model's context has {context}; lower objective.latents.count or \
+                         objective.latents.positions.stride, or raise model.context",
+                        stage.name, settings.count, problem.id
+                    ))
+                    .into());
+                }
+            }
+        }
+        let problems = self.latent_problems(settings, &kept)?;
+        let identities = kept.into_iter().map(|problem| problem.id).collect();
+        let batches = LatentBatches::new(
+            problems,
+            identities,
+            &stage.batches,
+            stage.training.accumulation,
+            seed,
+            settings.latents.positions,
+            self.tokenizer.pad_id(),
+            rollout,
+        )
+        .with_context(|| format!("stage {}", stage.name))?;
+        Ok((batches, fitted.skipped))
+    }
+
+    /// The validation questions that are asked and need no more latent steps and positions than there
+    /// are, in batches.
+    ///
+    /// # Errors
+    ///
+    /// When a question does not fit the position layout.
+    pub fn validation_latents(
+        &self,
+        settings: &LatentSettings,
+        context: usize,
+        experiment: &Experiment,
+        rollout: Rollout,
+    ) -> Result<Vec<LatentBatch>> {
+        let mut kept = Vec::new();
+        for problem in &self.validation.encoded {
+            let fits = self.latent_end(settings, problem)? <= context;
+            if fits && settings.latents.needed(problem) <= settings.count {
+                kept.push(problem.clone());
+            }
+        }
+        let problems = self.latent_problems(settings, &kept)?;
+        let rows: Vec<u32> = (0..problems.len() as u32).collect();
+        let (positions, pad) = (&settings.latents.positions, self.tokenizer.pad_id());
+        let batches = rows
+            .chunks(experiment.evaluation.batch_size)
+            .map(|rows| LatentBatch::collate(&problems, rows, positions, pad, rollout))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(batches)
+    }
+
+    /// Positions that a problem needs with latent steps.
+    fn latent_end(&self, settings: &LatentSettings, problem: &EncodedProblem) -> Result<usize> {
+        let start = self.layout.reasoning_start(problem)? as i32;
+        let end = settings
+            .latents
+            .end_position(start, settings.count, problem);
+        Ok(usize::try_from(end).unwrap_or(usize::MAX))
+    }
+
+    fn latent_problems(
+        &self,
+        settings: &LatentSettings,
+        problems: &[EncodedProblem],
+    ) -> Result<Vec<LatentProblem>> {
+        let marker = match &settings.latents.granularity {
+            Granularity::Token => None,
+            Granularity::Step { marker } if marker.is_empty() => None,
+            Granularity::Step { marker } => match self.tokenizer.encode(marker)?.as_slice() {
+                [token] => Some(*token),
+                tokens => {
+                    return Err(Misuse(format!(
+                        "latents.granularity.marker: {marker:?} is {} tokens under this \
+                         tokenizer; give a text that is one, or \"\" for the step's last token",
+                        tokens.len()
+                    ))
+                    .into());
+                }
+            },
+        };
+        let problems = problems
+            .iter()
+            .map(|problem| {
+                let (latents, count) = (&settings.latents, settings.count);
+                LatentProblem::new(problem, latents, count, marker, self.layout)
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(problems)
     }
 
     /// The validation set as a task.

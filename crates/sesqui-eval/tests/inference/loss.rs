@@ -1,10 +1,10 @@
 //! The next-token loss.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn::tensor::{Gradients, Tensor, TensorData};
 use sesqui_dataset::batch::SequenceBatch;
 use sesqui_dataset::encode::{Segment, Sequence, Supervision};
-use sesqui_distill::loss::next_token_loss;
+use sesqui_distill::loss::{hidden_states, next_token_loss};
 use sesqui_model::{Transformer, Visibility};
 
 use crate::support::{Exercises, FAMILIES, VOCABULARY, integers, model, plain, tracked, values};
@@ -46,8 +46,8 @@ fn batch() -> SequenceBatch {
     SequenceBatch::collate(&sequences(&[3, 5, 1], &[4, 6, 2]), &[0, 1, 2], PAD).unwrap()
 }
 
-fn loss(model: &Transformer, batch: &SequenceBatch, device: &Device) -> f64 {
-    let losses = values(next_token_loss(model, batch, device));
+fn loss(model: &Transformer, batch: &SequenceBatch) -> f64 {
+    let losses = values(next_token_loss(model, hidden_states(model, batch), batch));
     assert_eq!(losses.len(), 1);
     losses[0].into()
 }
@@ -93,8 +93,8 @@ fn equals_the_mean_over_full_logits() {
         for (what, batch) in [("even weights", batch()), ("uneven weights", uneven)] {
             let expected = reference(&here, &batch);
             assert!(expected > 1.0, "an untrained model is not sure: {expected}");
-            assert_close(loss(&here, &batch, &plain()), expected, what);
-            assert_close(loss(&there, &batch, &tracked()), expected, what);
+            assert_close(loss(&here, &batch), expected, what);
+            assert_close(loss(&there, &batch), expected, what);
         }
     }
 }
@@ -104,7 +104,7 @@ fn padding_changes_nothing() {
     for family in FAMILIES {
         let model = model(family, CONTEXT, 5, &plain());
         let batch = batch();
-        let expected = loss(&model, &batch, &plain());
+        let expected = loss(&model, &batch);
 
         let mut other = batch.clone();
         for cell in 0..other.real.len() {
@@ -113,11 +113,7 @@ fn padding_changes_nothing() {
                 other.position_ids[cell] = 9;
             }
         }
-        assert_close(
-            loss(&model, &other, &plain()),
-            expected,
-            "what stands at pads",
-        );
+        assert_close(loss(&model, &other), expected, "what stands at pads");
 
         let (columns, rows) = (batch.seq + 3, batch.batch + 2);
         let mut wider = SequenceBatch {
@@ -141,11 +137,7 @@ fn padding_changes_nothing() {
                 wider.loss_weights[to] = batch.loss_weights[from];
             }
         }
-        assert_close(
-            loss(&model, &wider, &plain()),
-            expected,
-            "rows and columns of pads",
-        );
+        assert_close(loss(&model, &wider), expected, "rows and columns of pads");
     }
 }
 
@@ -157,7 +149,7 @@ fn a_batch_is_the_weighted_mean_of_its_rows() {
         let model = model(family, CONTEXT, 6, &plain());
         let alone: Vec<f64> = (0..3)
             .map(|row| SequenceBatch::collate(&all, &[row], PAD).unwrap())
-            .map(|batch| loss(&model, &batch, &plain()))
+            .map(|batch| loss(&model, &batch))
             .collect();
         for rows in [vec![0, 1, 2], vec![2, 0], vec![1, 1, 0]] {
             let batch = SequenceBatch::collate(&all, &rows, PAD).unwrap();
@@ -166,11 +158,7 @@ fn a_batch_is_the_weighted_mean_of_its_rows() {
                 sum += alone[row as usize] * rest[row as usize] as f64;
                 total += rest[row as usize] as f64;
             }
-            assert_close(
-                loss(&model, &batch, &plain()),
-                sum / total,
-                &format!("{rows:?}"),
-            );
+            assert_close(loss(&model, &batch), sum / total, &format!("{rows:?}"));
         }
     }
 }
@@ -187,7 +175,7 @@ fn targets_in_the_question_are_not_learned() {
     }
     assert_ne!(batch.target_ids, other.target_ids);
     let run = |batch: &SequenceBatch| {
-        let loss = next_token_loss(&model, batch, &tracked());
+        let loss = next_token_loss(&model, hidden_states(&model, batch), batch);
         let gradients = loss.backward();
         (values(loss.inner()), all_gradients(&model, &gradients))
     };
@@ -240,7 +228,7 @@ fn the_gradient_is_the_slope() {
             .iter_mut()
             .step_by(3)
             .for_each(|weight| *weight *= 2.0);
-        let gradients = next_token_loss(&model, &batch, &tracked()).backward();
+        let gradients = next_token_loss(&model, hidden_states(&model, &batch), &batch).backward();
         let mut steep = 0;
         for path in [
             "token_embedding.weight",
@@ -257,8 +245,8 @@ fn the_gradient_is_the_slope() {
                 .max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs()))
                 .unwrap();
             for at in [steepest, 3, gradient.len() / 2] {
-                let ahead = loss(&nudged(&model, path, at, DISTANCE), &batch, &tracked());
-                let behind = loss(&nudged(&model, path, at, -DISTANCE), &batch, &tracked());
+                let ahead = loss(&nudged(&model, path, at, DISTANCE), &batch);
+                let behind = loss(&nudged(&model, path, at, -DISTANCE), &batch);
                 let slope = (ahead - behind) / f64::from(2.0 * DISTANCE);
                 let found = f64::from(gradient[at]);
                 let allowed = 2e-4 + 5e-3 * slope.abs();

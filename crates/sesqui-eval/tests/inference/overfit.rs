@@ -73,7 +73,7 @@ fn eight_problems_are_learned_by_heart() {
             ..BatchConfig::default()
         };
         let batches =
-            SequenceBatches::new(sequences.clone(), identities, &batch_config, 1, pad).unwrap();
+            SequenceBatches::new(sequences.clone(), identities, &batch_config, 1, 1, pad).unwrap();
         let config = TrainingConfig {
             steps: 150,
             learning_rate: Schedule {
@@ -114,7 +114,7 @@ fn eight_problems_are_learned_by_heart() {
                 stage: "by-heart",
                 config: &config,
                 seed: 1,
-                device: &tracked(),
+                devices: &[tracked()],
                 batches: &batches,
                 checkpoints: &checkpoints,
                 renderer: &mut Renderer::none(Box::new(std::io::sink())),

@@ -12,6 +12,7 @@ use sesqui_eval::{
 };
 use sesqui_model::{Family, ModelConfig, Transformer};
 use sesqui_reason::{Decoding, Prompt, PromptError};
+use sesqui_shortcut::SlotTrace;
 
 use crate::support::{Exercises, FAMILIES, plain, shape};
 
@@ -68,7 +69,9 @@ impl Method for Script<'_> {
                     .unwrap(),
                 latent_steps: problem % 3,
                 layer_calls: 10 * problem,
+                slots: vec![SlotTrace::default(); problem % 3],
                 flops: 1e6 * problem as f64,
+                reason_flops: 1e5 * problem as f64,
             })
             .collect();
         let times = |each: u64| Duration::from_millis(asked.iter().map(|&p| each * p as u64).sum());
@@ -181,6 +184,8 @@ fn costs_are_means_over_questions() {
     assert_eq!(found.mean(|row| row.latent_steps as f64), 0.9);
     assert_eq!(found.mean(|row| row.layer_calls as f64), 45.0);
     assert_eq!(found.mean(|row| row.flops), 4.5e6);
+    assert_eq!(found.mean(|row| row.reason_flops), 4.5e5);
+    assert_eq!(found.rows[5].slots, [[0, 0]; 2]);
 }
 
 #[test]

@@ -208,3 +208,24 @@ fn accumulated_batches_are_one_batch() {
         assert!(off <= 4.0 * CLOSE, "step {}: differs by {off:e}", left.step);
     }
 }
+
+#[test]
+fn workers_change_no_bit() {
+    let train = |workers: usize| {
+        let mut setup = Setup::new();
+        setup.config.accumulation = 4;
+        setup.workers = workers;
+        let folder = tempfile::tempdir().unwrap();
+        let outcome = setup.run(folder.path()).unwrap();
+        let norms: Vec<f64> = rows_of(folder.path(), "train")
+            .iter()
+            .map(|row| row.gradient_norm.unwrap())
+            .collect();
+        (outcome.model.values(), norms)
+    };
+    let alone = train(1);
+    // Two rounds of two; a round of three and one of one; more workers than parts.
+    for workers in [2, 3, 7] {
+        assert_eq!(train(workers), alone, "{workers} workers");
+    }
+}

@@ -215,6 +215,8 @@ pub struct Setup {
     pub noise: f64,
     /// Maps whose parameters do not train.
     pub frozen: usize,
+    /// Workers that share the parts of a step.
+    pub workers: usize,
     /// Batches put into one, so that one step sees what accumulation would see.
     pub joined: u64,
     pub flaw: Flaw,
@@ -245,6 +247,7 @@ impl Setup {
             widths: vec![WIDTHS[0], 5, 4, WIDTHS[1]],
             noise: 0.0,
             frozen: 0,
+            workers: 1,
             joined: 1,
             flaw: Flaw::None,
             stopper: Stopper::Nobody,
@@ -337,7 +340,7 @@ impl Setup {
             stage: STAGE,
             config: &self.config,
             seed: self.seed,
-            device: &tracked(),
+            devices: &vec![tracked(); self.workers],
             batches: &batches,
             checkpoints: &self.checkpoints(folder),
             renderer,

@@ -127,7 +127,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
                 TooLongChoice::Fail => TooLong::Fail,
                 TooLongChoice::Skip => TooLong::Skip,
             };
-            let fitting = Fitting::new(&task, model.config().context, too_long)?;
+            let fitting = Fitting::new(&task, model.backbone().config().context, too_long)?;
             let task = fitting.task(&task);
             notes(&task, &fitting)?;
             let subject = Subject {
@@ -145,6 +145,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
                 &device,
                 task,
                 config,
+                &experiment.reasoning,
                 &subject,
                 file.as_deref(),
             )?);

@@ -12,12 +12,11 @@ use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
 use sesqui::output::say;
-use sesqui::stage::token_decoding;
 use sesqui::workbench::{Workbench, data_root};
 use sesqui::{reopened, show};
 use sesqui_dataset::encode::encode_problem;
 use sesqui_dataset::{AnswerKind, Problem};
-use sesqui_eval::{Method, Task};
+use sesqui_eval::Task;
 
 /// Ask a trained model one question and show its reasoning and its answer, token by token.
 ///
@@ -131,14 +130,19 @@ fn answer(
     known: bool,
 ) -> Result<()> {
     let model = opened.load(device)?;
-    if let Some(reason) = misfit(&task.encoded[0], task.layout, model.config().context) {
+    let reasoning = &opened.experiment.reasoning;
+    if let Some(reason) = misfit(
+        &task.encoded[0],
+        task.layout,
+        model.backbone().config().context,
+    ) {
         return Err(Misuse(format!("the question does not fit the model: {reason}")).into());
     }
     let mut config = opened.experiment.evaluation.clone();
     if let Some(most) = arguments.max_tokens {
         config.max_tokens = most as usize;
     }
-    let method = token_decoding(&model, device, task, &config)?;
+    let method = model.method(device, task, &config, reasoning);
     let prompt = task.prompt(0..1)?;
     method.respond(&prompt)?;
     let responses = method.respond(&prompt)?;

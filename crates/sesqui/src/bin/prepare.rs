@@ -216,7 +216,7 @@ fn export(arguments: &Export) -> Result<ExitCode> {
     let opened = reopened::open(&arguments.path, arguments.stage.as_deref())?;
     let model = opened.load(&sesqui::backend::Backend::Cpu.device()?)?;
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-    sesqui_model::huggingface::save(&model, out)?;
+    sesqui_model::huggingface::save(model.backbone(), out)?;
     atomic_write(
         &out.join("tokenizer.json"),
         opened.tokenizer.to_json()?.as_bytes(),

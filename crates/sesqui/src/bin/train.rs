@@ -14,7 +14,8 @@ use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{INTERRUPTED, report};
 use sesqui::output::say;
 use sesqui::screen::{RendererChoice, spinner, stop_on_ctrl_c};
-use sesqui::stage::{Run, check_starts, checkpoint_name, for_inference};
+use sesqui::stage::{Outlets, Run, checkpoint_name};
+use sesqui::start::check_starts;
 use sesqui::workbench::{Workbench, data_root};
 use sesqui::{describe, provenance};
 use sesqui_run::{EventKind, RowWriter, RunDirectory, RunPaths, Summary};
@@ -120,12 +121,16 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
         config_text: &resolved.text,
         paths: &directory,
         workbench: &workbench,
-        device: &device,
+        devices: &backend.workers(&device),
         interrupter: &interrupter,
     };
     let mut trained = Vec::new();
     for stage in &experiment.stages {
-        let outcome = run.train(stage, &mut renderer, &mut metrics)?;
+        let outlets = Outlets {
+            renderer: &mut renderer,
+            metrics: &mut metrics,
+        };
+        let outcome = run.train(stage, outlets)?;
         if outcome.stop == Stop::Interrupted {
             events.of_stage(EventKind::Interrupted, &stage.name, outcome.state.step)?;
             renderer.close();
@@ -136,8 +141,8 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
             return Ok(ExitCode::from(INTERRUPTED));
         }
         events.of_stage(EventKind::StageFinished, &stage.name, outcome.state.step)?;
-        let folder = run.checkpoints(stage)?.path(outcome.state.step);
-        trained.push((stage, for_inference(outcome.model), folder));
+        let folder = directory.checkpoint(&stage.name, outcome.state.step)?;
+        trained.push((stage, outcome.model, folder));
     }
     renderer.close();
 
@@ -160,7 +165,15 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
             }
             let config = &experiment.evaluation;
             let file = directory.evaluation(&format!("{}_{}", stage.name, task.split))?;
-            let row = measure(model, &device, task, config, &subject, Some(&file))?;
+            let row = measure(
+                model,
+                &device,
+                task,
+                config,
+                &experiment.reasoning,
+                &subject,
+                Some(&file),
+            )?;
             summary.rows.push(row);
         }
     }

@@ -1,0 +1,249 @@
+//! Stage 1: a student that reads the question, reasons in latent steps and answers, aligned to a
+//! teacher that reasons in words (arXiv 2505.18962, section 2.2, Eq. 6 to 9).
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use burn::train::{InferenceStep, TrainOutput, TrainStep};
+use serde::{Deserialize, Serialize};
+use sesqui_model::Transformer;
+use sesqui_model::latent::LatentTransformer;
+use sesqui_shortcut::walk::ExitRule;
+use sesqui_shortcut::{ExitPlan, KeyValueRule, Landing, staircase_pass};
+use sesqui_trainer::StepOutput;
+
+use crate::latent::{LatentBatch, LatentConfig, Rollout};
+use crate::loss::{hidden_states, next_token_loss};
+use crate::rollout::{ExitDropout, Feeding, Leaves};
+use crate::student::{Lesson, Outcome, own_inputs, staircase_inputs};
+
+/// Stage 1 as a setting.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AlignConfig {
+    /// How the chain of thought becomes latent steps.
+    pub latents: LatentConfig,
+    /// Whose states are the targets.
+    pub teacher: Teacher,
+    /// Weights of the losses.
+    pub weights: AlignWeights,
+    /// Where the inputs of latent steps come from.
+    pub feeding: Feeding,
+    /// Whether some latent steps leave early already.
+    pub exit_dropout: ExitDropout,
+}
+
+/// Whose states are the targets of stage 1 (D6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Teacher {
+    /// The model that the student starts from, frozen.
+    #[default]
+    Frozen,
+    /// The student's own weights on the chain of thought, which goes on being trained.
+    Shared,
+}
+
+/// Weights of the losses of stage 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AlignWeights {
+    /// Cross-entropy of the answer (Eq. 8).
+    pub answer: f64,
+    /// Squared difference to the teacher in the answer: `alpha` of Eq. 9, Eq. 6 as printed.
+    pub answer_alignment: f64,
+    /// Squared difference to the teacher at latent steps (D5); 0 as printed.
+    pub reasoning_alignment: f64,
+    /// Cross-entropy of the token that the teacher predicts there; 0 as printed.
+    pub read_out: f64,
+    /// Cross-entropy of the chain of thought (Eq. 7), where the teacher shares the weights.
+    pub teacher: f64,
+}
+
+impl Default for AlignWeights {
+    fn default() -> Self {
+        Self {
+            answer: 1.0,
+            answer_alignment: 1.0,
+            reasoning_alignment: 1.0,
+            read_out: 1.0,
+            teacher: 1.0,
+        }
+    }
+}
+
+impl AlignConfig {
+    /// What is wrong with the numbers, if anything: the key and the reason.
+    pub fn problem(&self) -> Option<(String, String)> {
+        let weights = [
+            ("answer", self.weights.answer),
+            ("answer_alignment", self.weights.answer_alignment),
+            ("reasoning_alignment", self.weights.reasoning_alignment),
+            ("read_out", self.weights.read_out),
+            ("teacher", self.weights.teacher),
+        ];
+        for (key, weight) in weights {
+            if !weight.is_finite() || weight < 0.0 {
+                let reason = format!("{weight} is not a weight; give 0 or more");
+                return Some((format!("weights.{key}"), reason));
+            }
+        }
+        if weights[..4].iter().all(|(_, weight)| *weight == 0.0) {
+            let reason = "all are 0: the student would learn nothing".to_owned();
+            return Some(("weights".to_owned(), reason));
+        }
+        let problem = self.feeding.problem().or(self.exit_dropout.problem());
+        problem.map(|(key, reason)| (key.to_owned(), reason))
+    }
+}
+
+/// A student under stage 1.
+#[derive(Module, Debug)]
+pub struct Align {
+    /// The student, the only part that is trained.
+    pub student: LatentTransformer,
+    /// The frozen teacher, off the autodiff tape; absent where student and teacher share weights.
+    #[module(skip)]
+    teacher: Option<Transformer>,
+    #[module(skip)]
+    weights: AlignWeights,
+}
+
+const NAMES: &[&str] = &[
+    "loss",
+    "answer",
+    "answer_alignment",
+    "reasoning_alignment",
+    "read_out",
+];
+const NAMES_SHARED: &[&str] = &[
+    "loss",
+    "answer",
+    "answer_alignment",
+    "reasoning_alignment",
+    "read_out",
+    "teacher",
+];
+
+impl Align {
+    /// A student that starts as `student`; `teacher` is what it starts from.
+    pub fn new(student: LatentTransformer, teacher: &Transformer, config: &AlignConfig) -> Self {
+        Self {
+            student,
+            teacher: match config.teacher {
+                // Off the tape, no gradient can reach it.
+                Teacher::Frozen => Some(teacher.valid()),
+                Teacher::Shared => None,
+            },
+            weights: config.weights.clone(),
+        }
+    }
+
+    fn device(&self) -> Device {
+        self.student.backbone.token_embedding.weight.val().device()
+    }
+
+    /// The total first, then its parts, `[names]`.
+    fn losses(&self, batch: &LatentBatch) -> (&'static [&'static str], Tensor<1>) {
+        let device = self.device();
+        let teacher = self.teacher.as_ref().unwrap_or(&self.student.backbone);
+        let chain = hidden_states(teacher, &batch.teacher);
+        let lesson = Lesson::new(teacher, chain.clone(), batch, &device);
+
+        let leaves = match batch.rollout {
+            Rollout::Staircase { seed } => Leaves::dropout(batch, seed),
+            Rollout::TeacherForced | Rollout::FreeRunning => Leaves::new(batch, |_| None),
+        };
+        let leaves = |row: usize, slot: usize, boundary: usize| leaves.leaves(row, slot, boundary);
+        let latents = match batch.rollout {
+            Rollout::TeacherForced => lesson.forced(),
+            Rollout::FreeRunning => self.own_inputs(batch, ExitRule::Full),
+            Rollout::Staircase { .. } => {
+                let rule = ExitRule::Plan {
+                    shortcuts: None,
+                    leaves: &leaves,
+                };
+                self.own_inputs(batch, rule)
+            }
+        };
+        let layers = self.student.backbone.layers.len();
+        let plan = match batch.rollout {
+            Rollout::Staircase { .. } => ExitPlan::from_exits(
+                batch.batch,
+                batch.slots,
+                layers,
+                Landing::SameBoundary,
+                leaves,
+            ),
+            _ => ExitPlan::full(batch.batch, batch.slots, layers),
+        };
+        let inputs = staircase_inputs(&self.student, batch, latents);
+        let pass = staircase_pass(&self.student, None, inputs, &plan, KeyValueRule::Holes);
+        let outcome = Outcome::new(&self.student, pass, &lesson, batch, |row, slot| {
+            plan.slot(row, slot).leave == layers
+        });
+
+        let weights = &self.weights;
+        let mut parts = vec![
+            (weights.answer, outcome.answer_loss(&self.student, batch)),
+            (weights.answer_alignment, outcome.answer_alignment(&lesson)),
+            (weights.reasoning_alignment, outcome.reasoning_alignment()),
+            (weights.read_out, outcome.read_out_loss(&self.student)),
+        ];
+        let mut names = NAMES;
+        if self.teacher.is_none() {
+            names = NAMES_SHARED;
+            let loss = next_token_loss(&self.student.backbone, chain, &batch.teacher);
+            parts.push((weights.teacher, loss));
+        }
+        (names, with_total(parts))
+    }
+
+    fn own_inputs(&self, batch: &LatentBatch, rule: ExitRule<'_>) -> Tensor<3> {
+        let (key_values, landing) = (KeyValueRule::Holes, Landing::SameBoundary);
+        own_inputs(&self.student.valid(), batch, rule, key_values, landing).0
+    }
+}
+
+/// The weighted sum of `parts`, then the parts, `[1 + parts]`.
+pub fn with_total(parts: Vec<(f64, Tensor<1>)>) -> Tensor<1> {
+    let total = parts
+        .iter()
+        // A weight of 0 keeps the part out of the graph, not only out of the sum.
+        .filter(|(weight, _)| *weight != 0.0)
+        .map(|(weight, part)| part.clone().mul_scalar(*weight))
+        .reduce(|sum, part| sum + part);
+    let device = parts[0].1.device();
+    let total = total.unwrap_or_else(|| Tensor::zeros([1], &device));
+    let parts = parts.into_iter().map(|(_, part)| part.detach());
+    Tensor::cat(std::iter::once(total).chain(parts).collect(), 0)
+}
+
+impl TrainStep for Align {
+    type Input = LatentBatch;
+    type Output = StepOutput;
+
+    fn step(&self, batch: LatentBatch) -> TrainOutput<StepOutput> {
+        let (names, losses) = self.losses(&batch);
+        let gradients = losses.clone().narrow(0, 0, 1).backward();
+        let output = StepOutput {
+            names,
+            losses: losses.inner(),
+            tokens: batch.tokens,
+        };
+        TrainOutput::new(self, gradients, output)
+    }
+}
+
+impl InferenceStep for Align {
+    type Input = LatentBatch;
+    type Output = StepOutput;
+
+    fn step(&self, batch: LatentBatch) -> StepOutput {
+        let (names, losses) = self.losses(&batch);
+        StepOutput {
+            names,
+            losses,
+            tokens: batch.tokens,
+        }
+    }
+}

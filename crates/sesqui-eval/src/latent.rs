@@ -1,0 +1,147 @@
+//! Answering after latent steps, with or without shortcuts.
+
+use burn::nn::Linear;
+use burn::tensor::Device;
+use sesqui_model::LatentTransformer;
+use sesqui_model::flops::Flops;
+use sesqui_model::latent::SlotPositions;
+use sesqui_reason::{Decoding, LatentDecoding, LatentRow, Prompt, PromptError, latent};
+use sesqui_shortcut::{ExitRule, KeyValueRule, Landing};
+
+use crate::method::{Method, Response, Responses};
+
+/// Latent steps, then greedy decoding of the answer.
+pub struct LatentMethod<'a> {
+    /// The model, without autodiff.
+    pub model: &'a LatentTransformer,
+    /// Where it is.
+    pub device: &'a Device,
+    /// Latent steps to run, at least 1.
+    pub latent_steps: usize,
+    /// Latent steps that the model was trained with. The answer keeps its place where fewer run.
+    pub trained_latents: usize,
+    /// Position ids of latent steps.
+    pub positions: SlotPositions,
+    /// When a step leaves early.
+    pub rule: ExitRule<'a>,
+    /// What layers hold of steps that skipped them.
+    pub key_values: KeyValueRule,
+    /// Where a step goes on after one that left early.
+    pub landing: Landing,
+    /// The tokens that open the answer.
+    pub answer_start: &'a [u32],
+    /// When the answer ends.
+    pub decoding: Decoding,
+}
+
+impl Method for LatentMethod<'_> {
+    fn respond(&self, prompt: &Prompt) -> Result<Responses, PromptError> {
+        let starts = prompt.next_position.iter();
+        let slots = self.latent_steps.max(self.trained_latents);
+        let plan = LatentDecoding {
+            latent_steps: self.latent_steps,
+            slot_positions: starts
+                .clone()
+                .map(|&start| {
+                    (0..self.latent_steps)
+                        .map(|slot| self.positions.slot_position(start, slot))
+                        .collect()
+                })
+                .collect(),
+            answer_position: starts
+                .map(|&start| self.positions.answer_position(start, slots))
+                .collect(),
+            answer_start: self.answer_start,
+            landing: self.landing,
+            decoding: self.decoding,
+        };
+        let (rule, key_values) = (self.rule, self.key_values);
+        let decoded = latent(self.model, rule, key_values, prompt, &plan, self.device)?;
+        let asked = prompt
+            .real
+            .chunks_exact(prompt.seq)
+            .map(|real| real.iter().filter(|&&real| real).count());
+        let rows = decoded.rows.into_iter().zip(asked);
+        Ok(Responses {
+            rows: rows.map(|(row, asked)| self.response(row, asked)).collect(),
+            prefill: decoded.prefill,
+            reasoning: decoded.reasoning,
+            answer: decoded.answer,
+        })
+    }
+}
+
+impl LatentMethod<'_> {
+    /// The answer to a question of `asked` tokens, and what it cost.
+    fn response(&self, row: LatentRow, asked: usize) -> Response {
+        let config = self.model.backbone.config();
+        let flops = Flops::new(config, self.model.backbone.vocabulary());
+        let key_values = 2.0 * config.d_model as f64;
+        let key_values = key_values * (2 * config.key_value_heads() * config.d_head()) as f64;
+
+        // Entries of the question and of the slots so far that each layer holds.
+        let mut held = vec![asked; config.layers];
+        let run = |held: &mut usize| {
+            *held += 1;
+            flops.layer() + flops.attention(*held)
+        };
+        let (mut reasoning, mut between) = (0.0, 0.0);
+        let mut left = config.layers;
+        for slot in &row.slots {
+            let ran = &mut held[slot.enter..slot.leave];
+            reasoning += ran.iter_mut().map(run).sum::<f64>();
+            if self.key_values == KeyValueRule::Fill {
+                for held in &mut held[slot.leave..] {
+                    *held += 1;
+                    reasoning += key_values;
+                }
+            }
+            between += self.between(slot.enter, left);
+            between += slot
+                .weights
+                .iter()
+                .map(|&(boundary, _)| self.router(boundary))
+                .sum::<f64>();
+            left = slot.leave;
+        }
+        let mut answer = 0.0;
+        for _ in &row.tokens {
+            answer += held.iter_mut().map(run).sum::<f64>();
+        }
+        let chosen = row.tokens.len() - self.answer_start.len() + 1;
+        let heads = flops.head() * chosen as f64;
+        Response {
+            latent_steps: row.slots.len(),
+            layer_calls: row.slots.iter().map(|slot| slot.layer_calls()).sum(),
+            flops: flops.layers(0, asked) + reasoning + between + answer + heads,
+            reason_flops: reasoning,
+            tokens: row.tokens,
+            slots: row.slots,
+        }
+    }
+
+    /// From a slot that left at `left` to the next, which enters at `enter`: the feedback map at
+    /// the bottom, an adapter above it.
+    fn between(&self, enter: usize, left: usize) -> f64 {
+        match (enter, self.rule.shortcuts()) {
+            (0, _) => self.model.feedback.as_ref().map_or(0.0, product),
+            (_, Some(shortcuts)) => {
+                let adapter = &shortcuts.adapters[left];
+                product(&adapter.down) + product(&adapter.up)
+            }
+            (_, None) => 0.0,
+        }
+    }
+
+    fn router(&self, boundary: usize) -> f64 {
+        self.rule.shortcuts().map_or(0.0, |shortcuts| {
+            let router = &shortcuts.routers[boundary];
+            router.hidden.as_ref().map_or(0.0, product) + product(&router.output)
+        })
+    }
+}
+
+/// Operations of one matrix-vector product.
+fn product(map: &Linear) -> f64 {
+    2.0 * map.weight.shape().num_elements() as f64
+}

@@ -1,0 +1,206 @@
+//! Reasoning in latent steps, then an answer in words.
+
+use std::time::{Duration, Instant};
+
+use burn::tensor::{Device, Tensor};
+use sesqui_model::LatentTransformer;
+use sesqui_shortcut::{ExitRule, KeyValueRule, Landing, SlotTrace, Walk};
+
+use crate::decode::{Decoding, feed, go_on, prefill, read_argmax};
+use crate::prompt::{Prompt, PromptError};
+
+/// Where latent steps and the answer stand, and when the answer ends.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatentDecoding<'a> {
+    /// Latent steps to run, at least 1.
+    pub latent_steps: usize,
+    /// Position ids `[row][slot]`.
+    pub slot_positions: Vec<Vec<i32>>,
+    /// Position id of each row's first token after the latent steps.
+    pub answer_position: Vec<i32>,
+    /// The tokens that open the answer, fed to every row. If there are none, the last slot's state
+    /// chooses the first token.
+    pub answer_start: &'a [u32],
+    /// Where a slot goes on after one that left early.
+    pub landing: Landing,
+    /// When the answer ends; tokens of `answer_start` do not count.
+    pub decoding: Decoding,
+}
+
+/// What came of a batch.
+#[derive(Clone, Debug)]
+pub struct LatentDecoded {
+    /// One entry per prompt row.
+    pub rows: Vec<LatentRow>,
+    /// Time from the start until the prompt was run.
+    pub prefill: Duration,
+    /// Time from there until the last slot was run.
+    pub reasoning: Duration,
+    /// Time from there to the end.
+    pub answer: Duration,
+    /// States after the final norm, `[batch, 1, d_model]` each: of the prompt's last column, then
+    /// after every slot. A row that left its slot early keeps its older state there.
+    pub states: Vec<Tensor<3>>,
+}
+
+/// What one row did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatentRow {
+    /// Token ids, those that open the answer included, without the stop token.
+    pub tokens: Vec<u32>,
+    /// Whether the stop token came, rather than a limit.
+    pub stopped: bool,
+    /// One entry per latent step.
+    pub slots: Vec<SlotTrace>,
+}
+
+/// Runs the prompt, then latent steps, then decodes the answer greedily, all rows in step.
+///
+/// Under [`ExitRule::Full`] nothing is read to the host before the answer.
+///
+/// # Errors
+///
+/// When the prompt, the positions or the shortcuts do not fit the model, or no step is asked for.
+pub fn latent(
+    model: &LatentTransformer,
+    rule: ExitRule<'_>,
+    key_values: KeyValueRule,
+    prompt: &Prompt,
+    plan: &LatentDecoding<'_>,
+    device: &Device,
+) -> Result<LatentDecoded, PromptError> {
+    let backbone = &model.backbone;
+    prompt.validate(backbone.vocabulary(), backbone.config().context)?;
+    plan.validate(prompt.batch, model)?;
+    check_shortcuts(&rule, backbone.layers.len())?;
+
+    let clock = Instant::now();
+    let opening = plan.answer_start.len();
+    let more = plan.latent_steps + opening + plan.decoding.max_tokens;
+    let (cache, hidden) = prefill(backbone, prompt, more, device);
+    let states = backbone.final_norm(hidden);
+    finish_pending(device);
+    let prefill = clock.elapsed();
+
+    let clock = Instant::now();
+    let mut walk = Walk::new(model, cache, states, rule, key_values).with_landing(plan.landing);
+    for slot in 0..plan.latent_steps {
+        let positions: Vec<i32> = plan.slot_positions.iter().map(|row| row[slot]).collect();
+        walk.step(&positions, slot + 1 == plan.latent_steps);
+    }
+    let mut states = walk.inputs().to_vec();
+    let mut last = walk.states();
+    states.push(last.clone());
+    let (mut cache, slots) = walk.into_parts();
+    finish_pending(device);
+    let reasoning = clock.elapsed();
+
+    let clock = Instant::now();
+    if opening > 0 {
+        let ids: Vec<i32> = plan.answer_start.iter().map(|&id| id as i32).collect();
+        let positions = plan.answer_position.iter();
+        let positions: Vec<i32> = positions
+            .flat_map(|&first| (first..).take(opening))
+            .collect();
+        let real = vec![true; positions.len()];
+        let ids = ids.repeat(prompt.batch);
+        last = feed(backbone, &mut cache, ids, positions, &real, device);
+    }
+    let next = read_argmax(backbone, last);
+    let first = plan.answer_position.iter();
+    let first: Vec<i32> = first.map(|&first| first + opening as i32).collect();
+    let (answers, _) = go_on(backbone, &mut cache, next, &first, plan.decoding, device);
+    let answer = clock.elapsed();
+    let rows = answers.into_iter().zip(slots);
+    let rows = rows.map(|(answer, slots)| LatentRow {
+        tokens: [plan.answer_start, &answer.tokens].concat(),
+        stopped: answer.stopped,
+        slots,
+    });
+    Ok(LatentDecoded {
+        rows: rows.collect(),
+        prefill,
+        reasoning,
+        answer,
+        states,
+    })
+}
+
+/// Waits for the device, so that phases can be told apart.
+fn finish_pending(device: &Device) {
+    // A device that failed here fails in the read that follows as well.
+    let _ = device.sync();
+}
+
+impl LatentDecoding<'_> {
+    /// Checks lengths and ranges against a prompt of `batch` rows: indices are not checked on GPU
+    /// backends.
+    ///
+    /// # Errors
+    ///
+    /// Names the list, or the row and value, that does not fit.
+    fn validate(&self, batch: usize, model: &LatentTransformer) -> Result<(), PromptError> {
+        if self.latent_steps == 0 {
+            return Err(PromptError::NoLatentSteps);
+        }
+        check_length("rows of slot positions", self.slot_positions.len(), batch)?;
+        check_length("answer positions", self.answer_position.len(), batch)?;
+        let context = model.backbone.config().context;
+        for (row, positions) in self.slot_positions.iter().enumerate() {
+            check_length("slot positions", positions.len(), self.latent_steps)?;
+            for &value in positions {
+                check_range("slot position", value, row, context)?;
+            }
+        }
+        let opening = self.answer_start.len();
+        for (row, &value) in self.answer_position.iter().enumerate() {
+            // One past the last position is fine for a token that is chosen but not fed.
+            let limit = (context + 1).saturating_sub(opening);
+            check_range("answer position", value, row, limit)?;
+        }
+        let vocabulary = model.backbone.vocabulary();
+        for &id in self.answer_start {
+            let value = i32::try_from(id).unwrap_or(i32::MAX);
+            check_range("token", value, 0, vocabulary)?;
+        }
+        Ok(())
+    }
+}
+
+fn check_shortcuts(rule: &ExitRule<'_>, layers: usize) -> Result<(), PromptError> {
+    if let Some(shortcuts) = rule.shortcuts() {
+        check_length("adapters", shortcuts.adapters.len(), layers + 1)?;
+    }
+    match rule {
+        ExitRule::Routers { hosts, .. } => check_length("routers", hosts.len(), layers),
+        ExitRule::Full | ExitRule::Plan { .. } => Ok(()),
+    }
+}
+
+fn check_length(what: &'static str, found: usize, expected: usize) -> Result<(), PromptError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(PromptError::Length {
+        what,
+        found,
+        expected,
+    })
+}
+
+fn check_range(
+    what: &'static str,
+    value: i32,
+    row: usize,
+    limit: usize,
+) -> Result<(), PromptError> {
+    if usize::try_from(value).is_ok_and(|value| value < limit) {
+        return Ok(());
+    }
+    Err(PromptError::Range {
+        what,
+        value,
+        row,
+        limit,
+    })
+}

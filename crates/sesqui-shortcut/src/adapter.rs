@@ -1,0 +1,43 @@
+//! The light map that stands in for the layers a shortcut jumps over.
+
+use burn::module::{Module, Param};
+use burn::nn::Linear;
+use burn::tensor::{Device, Tensor};
+use sesqui_model::initialize::{Initializer, Role};
+
+use crate::config::AdapterConfig;
+
+/// `g(h) = h + (alpha / rank) B A h` (arXiv 2505.18962, appendix B).
+#[derive(Module, Debug)]
+pub struct Adapter {
+    /// A: `[d_model] -> [rank]`.
+    pub down: Linear,
+    /// B: `[rank] -> [d_model]`, zero at the start.
+    pub up: Linear,
+    scale: f64,
+}
+
+impl Adapter {
+    /// The identity, ready to be trained.
+    pub fn new(
+        config: &AdapterConfig,
+        d_model: usize,
+        weights: &mut Initializer,
+        device: &Device,
+    ) -> Self {
+        let down = weights.linear([d_model, config.rank], false, Role::Input, device);
+        let mut up = weights.linear([config.rank, d_model], false, Role::Input, device);
+        up.weight = Param::from_tensor(up.weight.val().zeros_like());
+        Self {
+            down,
+            up,
+            scale: config.alpha / config.rank as f64,
+        }
+    }
+
+    /// `[batch, seq, d_model]` in and out.
+    pub fn forward(&self, hidden: Tensor<3>) -> Tensor<3> {
+        let update = self.up.forward(self.down.forward(hidden.clone()));
+        hidden + update.mul_scalar(self.scale)
+    }
+}

@@ -1,0 +1,354 @@
+//! The staircase one slot after another over the cache: layers that a slot skips do not run.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use sesqui_model::{KvCache, LatentTransformer};
+
+use crate::config::KeyValueRule;
+use crate::plan::Landing;
+use crate::router::HostRouter;
+use crate::shortcuts::Shortcuts;
+
+/// When a slot leaves early. The last slot never does.
+#[derive(Clone, Copy)]
+pub enum ExitRule<'a> {
+    /// Never: every slot runs all layers, as in the plain latent student.
+    Full,
+    /// Where the router of the boundary says more than `threshold`. One host read for all rows per
+    /// boundary.
+    Routers {
+        /// Adapters for the slots that enter above the bottom.
+        shortcuts: &'a Shortcuts,
+        /// The routers of `shortcuts`, with their weights on the host.
+        hosts: &'a [HostRouter],
+        /// The exit threshold (the paper's `lambda_depth`); 1 is never exceeded.
+        threshold: f64,
+    },
+    /// Where a plan says so. No host read.
+    Plan {
+        /// Adapters for the slots that enter above the bottom; without them the state is handed on
+        /// as it is.
+        shortcuts: Option<&'a Shortcuts>,
+        /// Whether `(row, slot, boundary)` leaves, asked wherever a slot may leave.
+        leaves: &'a dyn Fn(usize, usize, usize) -> bool,
+    },
+}
+
+impl<'a> ExitRule<'a> {
+    fn never(&self) -> bool {
+        match self {
+            Self::Full => true,
+            Self::Routers { threshold, .. } => *threshold >= 1.0,
+            Self::Plan { .. } => false,
+        }
+    }
+
+    /// The adapters, where the rule has some.
+    pub fn shortcuts(&self) -> Option<&'a Shortcuts> {
+        match self {
+            Self::Full => None,
+            Self::Routers { shortcuts, .. } => Some(shortcuts),
+            Self::Plan { shortcuts, .. } => *shortcuts,
+        }
+    }
+}
+
+/// What one row did in one slot.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SlotTrace {
+    /// Boundary at which it entered.
+    pub enter: usize,
+    /// Boundary at which it left; the layers `enter..leave` ran.
+    pub leave: usize,
+    /// Boundaries at which a router was asked, and its weight `w`.
+    pub weights: Vec<(usize, f32)>,
+}
+
+impl SlotTrace {
+    /// Number of layers that ran.
+    pub fn layer_calls(&self) -> usize {
+        self.leave - self.enter
+    }
+}
+
+/// Latent reasoning under way, all rows in step, slot by slot.
+pub struct Walk<'a> {
+    model: &'a LatentTransformer,
+    rule: ExitRule<'a>,
+    key_values: KeyValueRule,
+    landing: Landing,
+    cache: KvCache,
+    device: Device,
+    /// `[batch, 1, d_model]`: the newest state of each row after the final norm.
+    states: Tensor<3>,
+    inputs: Vec<Tensor<3>>,
+    /// By the boundary at which they enter next: rows that left early, and their states. Rows in
+    /// none of them enter at the bottom.
+    waiting: Vec<Option<Group>>,
+    slots: Vec<Vec<SlotTrace>>,
+}
+
+/// Rows, ascending, and their states `[rows, 1, d_model]`.
+struct Group {
+    rows: Vec<usize>,
+    hidden: Tensor<3>,
+}
+
+impl<'a> Walk<'a> {
+    /// Starts after a prompt that is in `cache`; `states` `[batch, 1, d_model]` are those of its
+    /// last column after the final norm. Every step takes at most one entry of the cache's capacity.
+    pub fn new(
+        model: &'a LatentTransformer,
+        cache: KvCache,
+        states: Tensor<3>,
+        rule: ExitRule<'a>,
+        key_values: KeyValueRule,
+    ) -> Self {
+        Self {
+            waiting: model.backbone.layers.iter().map(|_| None).collect(),
+            slots: vec![Vec::new(); cache.batch()],
+            model,
+            rule,
+            key_values,
+            landing: Landing::default(),
+            cache,
+            device: states.device(),
+            states,
+            inputs: Vec::new(),
+        }
+    }
+
+    /// Goes on elsewhere after an exit than at the same boundary.
+    pub fn with_landing(mut self, landing: Landing) -> Self {
+        self.landing = landing;
+        self
+    }
+
+    /// One slot for every row, at `positions`, one per row; the `last` one runs to the top.
+    ///
+    /// # Panics
+    ///
+    /// If `positions` are fewer than rows, the cache is full, or routers or adapters are missing.
+    pub fn step(&mut self, positions: &[i32], last: bool) {
+        self.inputs.push(self.states.clone());
+        if self.rule.never() {
+            return self.step_in_full(positions);
+        }
+        let layers = self.waiting.len();
+        let mut standing: Option<Group> = None;
+        // Apart from those that still wait to enter this slot.
+        let mut left: Vec<Option<Group>> = (0..layers).map(|_| None).collect();
+        for boundary in 0..layers {
+            let entering = self.enter(boundary, positions);
+            standing = self.join(standing, entering);
+            if !last && self.landing.exits(layers).contains(&boundary) {
+                let group = standing.take();
+                let (stayed, gone) =
+                    group.map_or((None, None), |group| self.leave(group, boundary, positions));
+                standing = stayed;
+                left[self.landing.resume(boundary, layers)] = gone;
+            }
+            if let Some(Group { rows, hidden }) = standing {
+                let at = self.column(&rows, positions);
+                let model = &self.model.backbone;
+                let hidden = model.run_layer_rows(boundary, hidden, at, &rows, &mut self.cache);
+                standing = Some(Group { rows, hidden });
+            }
+        }
+        self.waiting = left;
+        if let Some(group) = standing {
+            self.finish(group);
+        }
+    }
+
+    fn step_in_full(&mut self, positions: &[i32]) {
+        let (batch, layers) = (self.slots.len(), self.waiting.len());
+        let rows: Vec<usize> = (0..batch).collect();
+        let at = self.column(&rows, positions);
+        let hidden = self.model.latent_inputs(self.states.clone(), at.clone());
+        let real = vec![true; batch];
+        let model = &self.model.backbone;
+        let hidden = model.run_layers_cached(0..layers, hidden, at, &real, &mut self.cache);
+        for slots in &mut self.slots {
+            slots.push(SlotTrace::default());
+        }
+        self.finish(Group { rows, hidden });
+    }
+
+    /// The rows that enter at `boundary`, if any, with the states on which its layer is to run.
+    fn enter(&mut self, boundary: usize, positions: &[i32]) -> Option<Group> {
+        let group = if boundary == 0 {
+            let waits = |row: &usize| self.waiting.iter().flatten().any(|g| g.rows.contains(row));
+            let rows: Vec<usize> = (0..self.slots.len()).filter(|row| !waits(row)).collect();
+            if rows.is_empty() {
+                return None;
+            }
+            let at = self.column(&rows, positions);
+            let states = self.pick(self.states.clone(), &rows);
+            Group {
+                hidden: self.model.latent_inputs(states, at),
+                rows,
+            }
+        } else {
+            let Group { rows, hidden } = self.waiting[boundary].take()?;
+            let adapted = match self.rule.shortcuts() {
+                Some(shortcuts) => {
+                    shortcuts.adapters[self.landing.left_at(boundary)].forward(hidden)
+                }
+                None => hidden,
+            };
+            let at = self.column(&rows, positions);
+            Group {
+                hidden: self.model.backbone.with_positions(adapted, at),
+                rows,
+            }
+        };
+        for &row in &group.rows {
+            self.slots[row].push(SlotTrace {
+                enter: boundary,
+                ..SlotTrace::default()
+            });
+        }
+        Some(group)
+    }
+
+    fn join(&self, standing: Option<Group>, entering: Option<Group>) -> Option<Group> {
+        let (standing, entering) = match (standing, entering) {
+            (Some(standing), Some(entering)) => (standing, entering),
+            (one, other) => return one.or(other),
+        };
+        let rows = [standing.rows, entering.rows].concat();
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_unstable_by_key(|&index| rows[index]);
+        let hidden = Tensor::cat(vec![standing.hidden, entering.hidden], 0);
+        Some(Group {
+            hidden: self.pick(hidden, &order),
+            rows: order.iter().map(|&index| rows[index]).collect(),
+        })
+    }
+
+    /// Parts `group` into those who stay and those who leave at `boundary`.
+    fn leave(
+        &mut self,
+        group: Group,
+        boundary: usize,
+        positions: &[i32],
+    ) -> (Option<Group>, Option<Group>) {
+        let leaves = self.decide(&group, boundary);
+        let which = |wanted: bool| -> Vec<usize> {
+            (0..leaves.len())
+                .filter(|&index| leaves[index] == wanted)
+                .collect()
+        };
+        let (stay, go) = (which(false), which(true));
+        if go.is_empty() {
+            return (Some(group), None);
+        }
+        let part = |of: &[usize]| Group {
+            rows: of.iter().map(|&index| group.rows[index]).collect(),
+            hidden: self.pick(group.hidden.clone(), of),
+        };
+        let (gone, stayed) = (part(&go), (!stay.is_empty()).then(|| part(&stay)));
+        for &row in &gone.rows {
+            if let Some(slot) = self.slots[row].last_mut() {
+                slot.leave = boundary;
+            }
+        }
+        if self.key_values == KeyValueRule::Fill {
+            let above = boundary..self.waiting.len();
+            let at = self.column(&gone.rows, positions);
+            let (model, hidden) = (&self.model.backbone, gone.hidden.clone());
+            model.fill_rows(above, hidden, at, &gone.rows, &mut self.cache);
+        }
+        (stayed, Some(gone))
+    }
+
+    fn decide(&mut self, group: &Group, boundary: usize) -> Vec<bool> {
+        match self.rule {
+            ExitRule::Full => vec![false; group.rows.len()],
+            ExitRule::Plan { leaves, .. } => {
+                let slot = self.inputs.len() - 1;
+                let ask = |&row: &usize| leaves(row, slot, boundary);
+                group.rows.iter().map(ask).collect()
+            }
+            ExitRule::Routers {
+                hosts, threshold, ..
+            } => {
+                let d_model = group.hidden.dims()[2];
+                let data = group.hidden.clone().into_data();
+                let states: Vec<f32> = data.iter::<f32>().collect();
+                let rows = group.rows.iter().zip(states.chunks_exact(d_model));
+                rows.map(|(&row, state)| {
+                    let weight = hosts[boundary].weight(state);
+                    if let Some(slot) = self.slots[row].last_mut() {
+                        slot.weights.push((boundary, weight));
+                    }
+                    f64::from(weight) > threshold
+                })
+                .collect()
+            }
+        }
+    }
+
+    /// Takes over the states of rows that reached the top.
+    fn finish(&mut self, group: Group) {
+        let (batch, layers) = (self.slots.len(), self.waiting.len());
+        for &row in &group.rows {
+            if let Some(slot) = self.slots[row].last_mut() {
+                slot.leave = layers;
+            }
+        }
+        let fresh = self.model.backbone.final_norm(group.hidden);
+        self.states = if group.rows.len() == batch {
+            fresh
+        } else {
+            let mut order: Vec<usize> = (0..batch).collect();
+            for (new, &row) in (batch..).zip(&group.rows) {
+                order[row] = new;
+            }
+            self.pick(Tensor::cat(vec![self.states.clone(), fresh], 0), &order)
+        };
+    }
+
+    /// Rows `order` of `states` `[rows, 1, d_model]`.
+    fn pick(&self, states: Tensor<3>, order: &[usize]) -> Tensor<3> {
+        if order.len() == states.dims()[0] && order.is_sorted() {
+            return states;
+        }
+        let order: Vec<i32> = order.iter().map(|&row| row as i32).collect();
+        let order = Tensor::<1, Int>::from_data(order.as_slice(), &self.device);
+        states.select(0, order)
+    }
+
+    /// Positions of `rows`, `[rows, 1]`.
+    fn column(&self, rows: &[usize], positions: &[i32]) -> Tensor<2, Int> {
+        let at: Vec<i32> = rows.iter().map(|&row| positions[row]).collect();
+        Tensor::from_data(TensorData::new(at, [rows.len(), 1]), &self.device)
+    }
+
+    /// `[batch, 1, d_model]`: the newest state of each row after the final norm; after the last
+    /// step that of the last slot. A row that has left early still shows an older one.
+    pub fn states(&self) -> Tensor<3> {
+        self.states.clone()
+    }
+
+    /// For each step so far the states `[batch, 1, d_model]` that were fed to rows which entered at
+    /// the bottom. At other rows: what they were fed last or would have been fed.
+    pub fn inputs(&self) -> &[Tensor<3>] {
+        &self.inputs
+    }
+
+    /// What each row did, slot by slot.
+    pub fn slots(&self) -> &[Vec<SlotTrace>] {
+        &self.slots
+    }
+
+    /// The cache, with the slots in it.
+    pub fn into_cache(self) -> KvCache {
+        self.cache
+    }
+
+    /// The cache and what each row did.
+    pub fn into_parts(self) -> (KvCache, Vec<Vec<SlotTrace>>) {
+        (self.cache, self.slots)
+    }
+}

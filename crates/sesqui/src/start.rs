@@ -1,0 +1,208 @@
+//! Where a stage's weights come from.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use burn::tensor::Device;
+use sesqui_model::{Transformer, huggingface};
+use sesqui_run::RunPaths;
+use sesqui_trainer::Checkpoints;
+
+use crate::experiment::{Experiment, Initialize, Stage};
+use crate::misuse::Misuse;
+use crate::opened::Opened;
+use crate::trained::Trained;
+use crate::workbench::Workbench;
+
+/// A run as seen from its stages: its configuration, its checkpoints, its vocabulary.
+pub struct Lineage<'a> {
+    /// The configuration.
+    pub experiment: &'a Experiment,
+    /// Where the run lives.
+    pub paths: &'a RunPaths,
+    /// Number of token ids.
+    pub vocabulary: usize,
+}
+
+impl Lineage<'_> {
+    /// What `stage` starts from.
+    ///
+    /// # Errors
+    ///
+    /// When it has not been trained, is missing or does not fit.
+    pub fn start(&self, stage: &Stage, device: &Device) -> Result<Trained> {
+        match &stage.initialize {
+            Initialize::Scratch | Initialize::HuggingFace { .. } => {
+                Ok(Trained::Tokens(self.fresh(stage, device)?))
+            }
+            Initialize::Stage { stage: from } => {
+                let source = self.find(from)?;
+                let folder = self.paths.checkpoints(from)?;
+                let earlier = Checkpoints::new(folder, Default::default(), Vec::new());
+                let state = earlier
+                    .latest()?
+                    .filter(|state| state.finished)
+                    .with_context(|| {
+                        format!(
+                            "stage {} starts from {from}, which has not been trained",
+                            stage.name
+                        )
+                    })?;
+                let fresh = self.fresh(source, device)?;
+                Trained::load(&earlier.path(state.step), source, fresh, device)
+            }
+            Initialize::Checkpoint { path } => Opened::checkpoint(path)?.load(device),
+        }
+    }
+
+    /// The chain-of-thought model that a latent `stage` was taught by: what its stage 1 started from.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be found or does not fit.
+    pub fn teacher(&self, stage: &Stage, device: &Device) -> Result<Transformer> {
+        let teacher = match &stage.initialize {
+            Initialize::Stage { stage: student } => self.start(self.find(student)?, device)?,
+            Initialize::Checkpoint { path } => {
+                let opened = Opened::checkpoint(path)?;
+                let run = opened.run().with_context(|| {
+                    format!(
+                        "stage {}: {} lies in no run directory, where its teacher would be",
+                        stage.name,
+                        path.display()
+                    )
+                })?;
+                let lineage = Lineage {
+                    experiment: &opened.experiment,
+                    paths: &run,
+                    vocabulary: opened.tokenizer.vocab_size(),
+                };
+                lineage.start(lineage.find(&opened.state.stage)?, device)?
+            }
+            Initialize::Scratch | Initialize::HuggingFace { .. } => self.start(stage, device)?,
+        };
+        Ok(teacher.backbone().clone())
+    }
+
+    /// A backbone of the shape that `stage` has.
+    ///
+    /// # Errors
+    ///
+    /// When the shape cannot be built, or the Hugging Face model does not suit the tokenizer.
+    pub fn fresh(&self, stage: &Stage, device: &Device) -> Result<Transformer> {
+        match &stage.initialize {
+            Initialize::Scratch => {
+                let (config, seed) = (&self.experiment.model, self.experiment.seed);
+                Ok(Transformer::new(config, self.vocabulary, seed, device)?)
+            }
+            Initialize::Stage { stage: from } => self.fresh(self.find(from)?, device),
+            Initialize::Checkpoint { path } => Opened::checkpoint(path)?.fresh(device),
+            Initialize::HuggingFace { path } => {
+                let model = huggingface::load(path, device)
+                    .with_context(|| format!("stages.{}.initialize.path", stage.name))?;
+                if model.vocabulary() < self.vocabulary {
+                    return Err(Misuse(format!(
+                        "stages.{}.initialize.path: {} has {} token embeddings, the tokenizer \
+                         makes {} ids; use the tokenizer that belongs to the model",
+                        stage.name,
+                        path.display(),
+                        model.vocabulary(),
+                        self.vocabulary,
+                    ))
+                    .into());
+                }
+                Ok(model)
+            }
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<&Stage> {
+        self.experiment
+            .stage(name)
+            .with_context(|| format!("the run has no stage {name}"))
+    }
+}
+
+/// Checks where the stages of an experiment start from, before anything is written or trained.
+///
+/// # Errors
+///
+/// Names the setting and the folder that does not fit.
+pub fn check_starts(experiment: &Experiment, workbench: &Workbench) -> Result<()> {
+    for stage in &experiment.stages {
+        match &stage.initialize {
+            Initialize::Scratch | Initialize::Stage { .. } => {}
+            Initialize::Checkpoint { path } => {
+                let opened = same_tokenizer(stage, path, workbench)?;
+                check_checkpoint(experiment, stage, path, &opened)?;
+            }
+            Initialize::HuggingFace { path } => {
+                for file in ["config.json", "model.safetensors"] {
+                    if !path.join(file).is_file() {
+                        return Err(Misuse(format!(
+                            "stages.{}.initialize.path: there is no {}",
+                            stage.name,
+                            path.join(file).display()
+                        ))
+                        .into());
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a checkpoint has the shape of `[model]` and was trained for what the stage needs.
+fn check_checkpoint(
+    experiment: &Experiment,
+    stage: &Stage,
+    path: &Path,
+    opened: &Opened,
+) -> Result<()> {
+    if opened.experiment.model != experiment.model {
+        return Err(Misuse(format!(
+            "stages.{}.initialize.path: the model in {} has another shape than [model]; copy its \
+             [model] section from {}",
+            stage.name,
+            path.display(),
+            path.join("config.toml").display(),
+        ))
+        .into());
+    }
+    let found = opened
+        .experiment
+        .stage(&opened.state.stage)
+        .map_or("none", |source| source.objective.kind());
+    match stage.objective.wants() {
+        Some((wanted, reason)) if wanted != found => Err(Misuse(format!(
+            "stages.{}.initialize.path: {} was trained with objective {found}, but {reason}; give \
+             a checkpoint of objective {wanted}",
+            stage.name,
+            path.display(),
+        ))
+        .into()),
+        _ => Ok(()),
+    }
+}
+
+/// Opens a checkpoint and refuses one of another tokenizer.
+///
+/// # Errors
+///
+/// When it cannot be opened, or its tokenizer is another.
+pub fn same_tokenizer(stage: &Stage, path: &Path, workbench: &Workbench) -> Result<Opened> {
+    let opened =
+        Opened::checkpoint(path).with_context(|| format!("the start of stage {}", stage.name))?;
+    let (theirs, ours) = (opened.tokenizer.hash()?, workbench.tokenizer.hash()?);
+    if theirs != ours {
+        return Err(Misuse(format!(
+            "stage {}: {} was trained with another tokenizer ({theirs:.12} there, {ours:.12} here); \
+             use its tokenizer, its data, or another checkpoint",
+            stage.name,
+            path.display(),
+        ))
+        .into());
+    }
+    Ok(opened)
+}

@@ -1,0 +1,236 @@
+//! What a stage leaves behind, and how it answers questions.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use burn::module::Module;
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+use sesqui_distill::{Align, LatentConfig, Shortcut, Supervised};
+use sesqui_eval::{EvaluationConfig, LatentMethod, Method, Task, TokenDecoding};
+use sesqui_model::Transformer;
+use sesqui_model::latent::LatentTransformer;
+use sesqui_reason::Decoding;
+use sesqui_shortcut::{ExitRule, HostRouter, KeyValueRule, Landing, Shortcuts};
+use sesqui_trainer::checkpoint::load_model;
+
+use crate::experiment::{Objective, Stage};
+use crate::reasoning::ReasoningConfig;
+
+/// File of a latent checkpoint that holds its [`LatentSettings`].
+pub const LATENTS: &str = "latents.json";
+
+/// A trained model.
+pub enum Trained {
+    /// Reasons in words, or not at all.
+    Tokens(Transformer),
+    /// Reasons in latent steps.
+    Latent(Box<Latent>),
+}
+
+/// A model that reasons in latent steps.
+pub struct Latent {
+    /// The student.
+    pub model: LatentTransformer,
+    /// Routers and adapters, after stage 2.
+    pub shortcuts: Option<Shortcuts>,
+    /// What it was trained with.
+    pub settings: LatentSettings,
+    hosts: Vec<HostRouter>,
+}
+
+/// What has to be known of a latent model beside its weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LatentSettings {
+    /// How the chain of thought became latent steps.
+    pub latents: LatentConfig,
+    /// How many there were, settled.
+    pub count: usize,
+    /// What is seen of a latent step in layers that it did not run.
+    pub key_values: KeyValueRule,
+    /// Where a latent step goes on after one that left early.
+    pub landing: Landing,
+}
+
+impl LatentSettings {
+    /// Reads the settings beside a checkpoint's weights.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such file or it cannot be parsed.
+    pub fn read(checkpoint: &Path) -> Result<Self> {
+        let path = checkpoint.join(LATENTS);
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| path.display().to_string())
+    }
+}
+
+impl Latent {
+    /// A model ready to be asked.
+    pub fn new(
+        model: LatentTransformer,
+        shortcuts: Option<Shortcuts>,
+        settings: LatentSettings,
+    ) -> Self {
+        Self {
+            hosts: shortcuts
+                .as_ref()
+                .map_or_else(Vec::new, Shortcuts::routers_on_host),
+            model,
+            shortcuts,
+            settings,
+        }
+    }
+
+    /// When its steps leave early.
+    pub fn rule(&self, exit_threshold: f64) -> ExitRule<'_> {
+        match &self.shortcuts {
+            Some(shortcuts) => ExitRule::Routers {
+                shortcuts,
+                hosts: &self.hosts,
+                threshold: exit_threshold,
+            },
+            None => ExitRule::Full,
+        }
+    }
+
+    /// Latent steps to run.
+    pub fn steps(&self, reasoning: &ReasoningConfig) -> usize {
+        match reasoning.latent_steps {
+            0 => self.settings.count,
+            steps => steps,
+        }
+    }
+
+    /// How it answers.
+    pub fn method<'a>(
+        &'a self,
+        device: &'a Device,
+        task: &Task<'a>,
+        config: &EvaluationConfig,
+        reasoning: &ReasoningConfig,
+    ) -> LatentMethod<'a> {
+        LatentMethod {
+            model: &self.model,
+            device,
+            latent_steps: self.steps(reasoning),
+            trained_latents: self.settings.count,
+            positions: self.settings.latents.positions,
+            rule: self.rule(reasoning.exit_threshold),
+            key_values: self.settings.key_values,
+            landing: self.settings.landing,
+            answer_start: answer_start(task),
+            decoding: decoding(task, config),
+        }
+    }
+}
+
+impl Trained {
+    /// Loads what `stage` left in the folder `checkpoint`; `fresh` is a backbone of its shape.
+    ///
+    /// # Errors
+    ///
+    /// When the weights do not fit.
+    pub fn load(
+        checkpoint: &Path,
+        stage: &Stage,
+        fresh: Transformer,
+        device: &Device,
+    ) -> Result<Self> {
+        match &stage.objective {
+            Objective::Cot | Objective::NoCot => {
+                let model = load_model(checkpoint, Supervised::new(fresh))?;
+                Ok(Self::Tokens(model.backbone))
+            }
+            Objective::Align(config) => {
+                let settings = LatentSettings::read(checkpoint)?;
+                let student =
+                    LatentTransformer::new(fresh.clone(), &settings.latents.feedback, device);
+                let model = load_model(checkpoint, Align::new(student, &fresh, config))?;
+                Ok(Self::latent(model.student, None, settings))
+            }
+            Objective::Shortcut(config) => {
+                let settings = LatentSettings::read(checkpoint)?;
+                let shortcuts = Shortcuts::new(&config.shortcuts, fresh.config(), 0, device);
+                let student =
+                    LatentTransformer::new(fresh.clone(), &settings.latents.feedback, device);
+                let model = Shortcut::new(student, shortcuts, &fresh, config);
+                let model = load_model(checkpoint, model)?;
+                Ok(Self::latent(model.student, Some(model.shortcuts), settings))
+            }
+        }
+    }
+
+    fn latent(
+        model: LatentTransformer,
+        shortcuts: Option<Shortcuts>,
+        settings: LatentSettings,
+    ) -> Self {
+        Self::Latent(Box::new(Latent::new(model, shortcuts, settings)))
+    }
+
+    /// The transformer in it.
+    pub fn backbone(&self) -> &Transformer {
+        match self {
+            Self::Tokens(backbone) => backbone,
+            Self::Latent(latent) => &latent.model.backbone,
+        }
+    }
+
+    /// The same off the autodiff tape.
+    pub fn for_inference(self) -> Self {
+        match self {
+            Self::Tokens(backbone) => Self::Tokens(backbone.valid()),
+            Self::Latent(latent) => Self::latent(
+                latent.model.valid(),
+                latent.shortcuts.map(|shortcuts| shortcuts.valid()),
+                latent.settings,
+            ),
+        }
+    }
+
+    /// How it answers.
+    pub fn method<'a>(
+        &'a self,
+        device: &'a Device,
+        task: &Task<'a>,
+        config: &EvaluationConfig,
+        reasoning: &ReasoningConfig,
+    ) -> Box<dyn Method + 'a> {
+        match self {
+            Self::Tokens(backbone) => Box::new(token_decoding(backbone, device, task, config)),
+            Self::Latent(latent) => Box::new(latent.method(device, task, config, reasoning)),
+        }
+    }
+}
+
+/// Greedy decoding for a task.
+pub fn token_decoding<'a>(
+    model: &'a Transformer,
+    device: &'a Device,
+    task: &Task<'a>,
+    config: &EvaluationConfig,
+) -> TokenDecoding<'a> {
+    TokenDecoding {
+        model,
+        device,
+        decoding: decoding(task, config),
+        answer_start: answer_start(task),
+    }
+}
+
+fn decoding(task: &Task<'_>, config: &EvaluationConfig) -> Decoding {
+    Decoding {
+        stop: task.tokenizer.eos_id(),
+        max_tokens: config.max_tokens,
+    }
+}
+
+/// The tokens that open the answer, the same for all problems of a task.
+fn answer_start<'a>(task: &Task<'a>) -> &'a [u32] {
+    task.encoded
+        .first()
+        .map_or(&[], |problem| &problem.answer_start)
+}
