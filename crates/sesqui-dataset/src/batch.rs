@@ -19,6 +19,9 @@ pub struct BatchConfig {
     pub batch_size: usize,
     /// Which rows share a batch.
     pub grouping: Grouping,
+    /// How much more often longer rows are seen: an epoch leaves out rows so that each stays with a
+    /// probability of its length over the greatest, to this power. 0 leaves out none.
+    pub length_exponent: u32,
     /// What to do with problems longer than the model's context.
     pub too_long: TooLong,
 }
@@ -28,6 +31,7 @@ impl Default for BatchConfig {
         Self {
             batch_size: 32,
             grouping: Grouping::default(),
+            length_exponent: 0,
             too_long: TooLong::default(),
         }
     }

@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 use sesqui_model::Transformer;
 use sesqui_model::latent::LatentTransformer;
 use sesqui_shortcut::walk::ExitRule;
-use sesqui_shortcut::{ExitPlan, KeyValueRule, Landing, staircase_pass};
+use sesqui_shortcut::{ExitPlan, KeyValueRule, staircase_pass};
 use sesqui_trainer::StepOutput;
 
-use crate::latent::{LatentBatch, LatentConfig, Rollout};
+use crate::latent::{Correction, LatentBatch, LatentConfig, Rollout};
 use crate::loss::{hidden_states, next_token_loss};
 use crate::rollout::{ExitDropout, Feeding, Leaves};
-use crate::student::{Lesson, Outcome, own_inputs, staircase_inputs};
+use crate::student::{Lesson, Outcome, Staircase, own_inputs, staircase_inputs};
 
 /// Stage 1 as a setting.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -149,32 +149,36 @@ impl Align {
         let chain = hidden_states(teacher, &batch.teacher);
         let lesson = Lesson::new(teacher, chain.clone(), batch, &device);
 
-        let leaves = match batch.rollout {
-            Rollout::Staircase { seed } => Leaves::dropout(batch, seed),
-            Rollout::TeacherForced | Rollout::FreeRunning => Leaves::new(batch, |_| None),
-        };
-        let leaves = |row: usize, slot: usize, boundary: usize| leaves.leaves(row, slot, boundary);
-        let latents = match batch.rollout {
-            Rollout::TeacherForced => lesson.forced(),
-            Rollout::FreeRunning => self.own_inputs(batch, ExitRule::Full),
-            Rollout::Staircase { .. } => {
-                let rule = ExitRule::Plan {
-                    shortcuts: None,
-                    leaves: &leaves,
-                };
-                self.own_inputs(batch, rule)
-            }
-        };
         let layers = self.student.backbone.layers.len();
-        let plan = match batch.rollout {
-            Rollout::Staircase { .. } => ExitPlan::from_exits(
-                batch.batch,
-                batch.slots,
-                layers,
-                Landing::SameBoundary,
-                leaves,
-            ),
-            _ => ExitPlan::full(batch.batch, batch.slots, layers),
+        let full = ExitPlan::full(batch.batch, batch.slots, layers);
+        let (latents, plan) = match batch.rollout {
+            Rollout::TeacherForced => (lesson.forced(), full),
+            Rollout::Student { correction, exits } => {
+                let leaves = match exits {
+                    Some(seed) => Leaves::dropout(batch, seed),
+                    None => Leaves::new(batch, |_| None),
+                };
+                let leaves = |row: usize, slot: usize, at: usize| leaves.leaves(row, slot, at);
+                let rule = match exits {
+                    Some(_) => ExitRule::Plan {
+                        shortcuts: None,
+                        leaves: &leaves,
+                    },
+                    None => ExitRule::Full,
+                };
+                let corrected = match correction {
+                    Correction::Never => None,
+                    Correction::WhereWrong => Some(&lesson),
+                };
+                let (student, staircase) = (self.student.valid(), Staircase::default());
+                let latents = own_inputs(&student, batch, rule, staircase, corrected).0;
+                let (rows, slots) = (batch.batch, batch.slots);
+                let plan = match exits {
+                    Some(_) => ExitPlan::from_exits(rows, slots, layers, staircase.landing, leaves),
+                    None => full,
+                };
+                (latents, plan)
+            }
         };
         let inputs = staircase_inputs(&self.student, batch, latents);
         let pass = staircase_pass(&self.student, None, inputs, &plan, KeyValueRule::Holes);
@@ -196,11 +200,6 @@ impl Align {
             parts.push((weights.teacher, loss));
         }
         (names, with_total(parts))
-    }
-
-    fn own_inputs(&self, batch: &LatentBatch, rule: ExitRule<'_>) -> Tensor<3> {
-        let (key_values, landing) = (KeyValueRule::Holes, Landing::SameBoundary);
-        own_inputs(&self.student.valid(), batch, rule, key_values, landing).0
     }
 }
 

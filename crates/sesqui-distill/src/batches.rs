@@ -156,8 +156,12 @@ impl Batches<LatentBatch> for LatentBatches {
         let (step, part) = self.order.place(index);
         let rollout = match (self.rollout)(step) {
             // Rows of different parts draw different exits.
-            Rollout::Staircase { seed } => Rollout::Staircase {
-                seed: seed.wrapping_add(part),
+            Rollout::Student {
+                correction,
+                exits: Some(seed),
+            } => Rollout::Student {
+                correction,
+                exits: Some(seed.wrapping_add(part)),
             },
             rollout => rollout,
         };

@@ -278,15 +278,25 @@ impl LatentProblem {
 /// How the latent steps of a batch get their inputs, and where they leave.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rollout {
-    /// The teacher's states.
+    /// The teacher's states; every step runs all layers.
     TeacherForced,
-    /// The student's own, all layers.
-    FreeRunning,
-    /// The student's own, with the exits that `draws` decide.
-    Staircase {
-        /// Seed of this batch's exits.
-        seed: u64,
+    /// The student's own states.
+    Student {
+        /// Whether wrong ones are put right.
+        correction: Correction,
+        /// Seed of this batch's exits; without one every step runs all layers.
+        exits: Option<u64>,
     },
+}
+
+/// What happens to a state of the student's own before it is fed to the next latent step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Correction {
+    /// Nothing.
+    Never,
+    /// The teacher's takes its place where the head does not read the teacher's next token from it:
+    /// what is fed always stands for the right result, in the student's form as soon as it can.
+    WhereWrong,
 }
 
 /// A batch for teacher and student. Columns of the student: padding, question, latent steps, answer,

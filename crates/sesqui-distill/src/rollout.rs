@@ -4,7 +4,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use crate::latent::{LatentBatch, Rollout, SlotLabel};
+use crate::latent::{Correction, LatentBatch, Rollout, SlotLabel};
 
 /// Where the inputs of latent steps come from in stage 1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,14 +22,18 @@ pub enum Feeding {
         /// Fraction of all steps from which every batch is the student's.
         end: f64,
     },
+    /// The student, with the teacher's state in place of each that the head reads wrongly; the
+    /// student alone towards the end. An extension of the paper: the schedule follows from what the
+    /// student can do.
+    Corrected {
+        /// Fraction of all steps from which nothing is corrected any more.
+        until: f64,
+    },
 }
 
 impl Default for Feeding {
     fn default() -> Self {
-        Self::Ramp {
-            start: 0.70,
-            end: 0.85,
-        }
+        Self::Corrected { until: 0.7 }
     }
 }
 
@@ -67,6 +71,9 @@ impl Feeding {
                 "feeding",
                 format!("0 <= start <= end <= 1 does not hold for {start} and {end}"),
             )),
+            Self::Corrected { until } if !(0.0..=1.0).contains(until) => {
+                Some(("feeding", format!("until {until} must lie in [0, 1]")))
+            }
             _ => None,
         }
     }
@@ -98,7 +105,7 @@ pub fn rollout(feeding: Feeding, exits: ExitDropout, seed: u64, step: u64, steps
     let done = step as f64 / steps.max(1) as f64;
     let free = match feeding {
         Feeding::TeacherForced => 0.0,
-        Feeding::FreeRunning => 1.0,
+        Feeding::FreeRunning | Feeding::Corrected { .. } => 1.0,
         Feeding::Ramp { start, .. } if done < start => 0.0,
         Feeding::Ramp { end, .. } if done >= end => 1.0,
         Feeding::Ramp { start, end } => (done - start) / (end - start),
@@ -106,11 +113,25 @@ pub fn rollout(feeding: Feeding, exits: ExitDropout, seed: u64, step: u64, steps
     if first >= free {
         return Rollout::TeacherForced;
     }
-    match exits {
-        ExitDropout::Late { start, share } if done >= start && second < share => {
-            Rollout::Staircase { seed: exit_seed }
-        }
-        _ => Rollout::FreeRunning,
+    Rollout::Student {
+        correction: match feeding {
+            Feeding::Corrected { until } if done < until => Correction::WhereWrong,
+            _ => Correction::Never,
+        },
+        exits: match exits {
+            ExitDropout::Late { start, share } if done >= start && second < share => {
+                Some(exit_seed)
+            }
+            _ => None,
+        },
+    }
+}
+
+/// The rollout of stage 2: the student's own states, exits drawn anew in every step.
+pub fn exits_drawn(seed: u64, step: u64) -> Rollout {
+    Rollout::Student {
+        correction: Correction::Never,
+        exits: Some(generator(seed, step, b"shortcut").next_u64()),
     }
 }
 

@@ -22,7 +22,9 @@ use crate::align::with_total;
 use crate::latent::{LatentBatch, Rollout, SlotLabel};
 use crate::loss::hidden_states;
 use crate::rollout::{Leaves, generator, uniform};
-use crate::student::{Lesson, Outcome, constant_like, own_inputs, slot_label, staircase_inputs};
+use crate::student::{
+    Lesson, Outcome, Staircase, constant_like, own_inputs, slot_label, staircase_inputs,
+};
 
 /// Stage 2 as a setting.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -220,7 +222,10 @@ impl Shortcut {
 
     fn staircase(&self, batch: &LatentBatch, config: &StaircaseConfig) -> Tensor<1> {
         let layers = self.student.backbone.layers.len();
-        let (key_values, landing) = (self.config.key_values, self.config.landing);
+        let staircase = Staircase {
+            key_values: self.config.key_values,
+            landing: self.config.landing,
+        };
         let (student, shortcuts) = (self.student.valid(), self.shortcuts.valid());
         let hosts = shortcuts.routers_on_host();
         let drawn = Exits::draw(batch, config, layers);
@@ -239,15 +244,15 @@ impl Shortcut {
                 threshold,
             },
         };
-        let (latents, traces) = own_inputs(&student, batch, rule, key_values, landing);
-        let plan = plan_of(&traces, layers, landing);
+        let (latents, traces) = own_inputs(&student, batch, rule, staircase, None);
+        let plan = plan_of(&traces, layers, staircase.landing);
         let inputs = staircase_inputs(&self.student, batch, latents);
         let pass = staircase_pass(
             &self.student,
             Some(&self.shortcuts),
             inputs,
             &plan,
-            key_values,
+            staircase.key_values,
         );
         let routers = router_loss(&pass, batch, &self.device());
         let lesson = self.lesson(batch);
@@ -268,8 +273,7 @@ impl Shortcut {
         let lesson = self.lesson(batch);
         let latents = match config.inputs {
             StudentInputs::FreeRunning => {
-                let (key_values, landing) = (KeyValueRule::Holes, Landing::SameBoundary);
-                own_inputs(&student, batch, ExitRule::Full, key_values, landing).0
+                own_inputs(&student, batch, ExitRule::Full, Staircase::default(), None).0
             }
             StudentInputs::TeacherForced => {
                 let inputs = staircase_inputs(&student, batch, lesson.forced());
@@ -343,9 +347,11 @@ enum Exits {
 impl Exits {
     fn draw(batch: &LatentBatch, config: &StaircaseConfig, layers: usize) -> Self {
         let seed = match batch.rollout {
-            Rollout::Staircase { seed } => seed,
+            Rollout::Student {
+                exits: Some(seed), ..
+            } => seed,
             // A validation batch: what the routers do at the first threshold.
-            Rollout::TeacherForced | Rollout::FreeRunning => {
+            Rollout::TeacherForced | Rollout::Student { exits: None, .. } => {
                 return match config.thresholds.first() {
                     Some(&threshold) => Self::Routers { threshold },
                     None => Self::Planned(Leaves::new(batch, |_| None)),

@@ -72,13 +72,15 @@ impl Lesson {
 /// norm of the column before each. A row that has not finished that column by then, because it left
 /// early, gets a state that its latent step does not use.
 ///
-/// `student` and whatever `rule` holds must be off the autodiff tape: nothing is propagated back.
+/// With `corrected`, the teacher's state takes the place of each from which the head does not read the
+/// token that the teacher reads there. `student` and whatever `rule` holds must be off the autodiff
+/// tape: nothing is propagated back.
 pub fn own_inputs(
     student: &LatentTransformer,
     batch: &LatentBatch,
     rule: ExitRule<'_>,
-    key_values: KeyValueRule,
-    landing: Landing,
+    staircase: Staircase,
+    corrected: Option<&Lesson>,
 ) -> (Tensor<3>, Vec<Vec<SlotTrace>>) {
     let backbone = &student.backbone;
     let device = backbone.token_embedding.weight.val().device();
@@ -94,9 +96,13 @@ pub fn own_inputs(
     let hidden = backbone.run_layers_cached(layers, embedded, positions, &real, &mut cache);
     let state = backbone.final_norm(hidden.narrow(1, question - 1, 1));
 
-    let mut walk = Walk::new(student, cache, state, rule, key_values).with_landing(landing);
+    let mut walk = Walk::new(student, cache, state, rule, staircase.key_values)
+        .with_landing(staircase.landing);
     let mut inputs = Vec::with_capacity(batch.slots);
     for slot in 0..batch.slots {
+        if let Some(lesson) = corrected {
+            walk.replace_states(put_right(student, walk.states(), slot, lesson, batch));
+        }
         inputs.push(walk.states());
         // Every step but the last feeds another; under a staircase its trace is wanted too.
         let positions = batch.column(&batch.positions, question + slot);
@@ -104,6 +110,36 @@ pub fn own_inputs(
     }
     let traces = walk.slots().to_vec();
     (Tensor::cat(inputs, 1), traces)
+}
+
+/// What is settled about a staircase before any step is taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Staircase {
+    /// What is seen of a latent step in layers that it did not run.
+    pub key_values: KeyValueRule,
+    /// Where a latent step goes on after one that left early.
+    pub landing: Landing,
+}
+
+/// `states` `[batch, 1, d_model]` of output `output`, with the teacher's in place of wrong ones.
+fn put_right(
+    student: &LatentTransformer,
+    states: Tensor<3>,
+    output: usize,
+    lesson: &Lesson,
+    batch: &LatentBatch,
+) -> Tensor<3> {
+    let device = states.device();
+    let [rows, _, d_model] = states.dims();
+    let wanted = (0..rows).map(|row| batch.read_out[row * (batch.slots + 1) + output]);
+    let wanted = Tensor::<3, Int>::from_data(
+        TensorData::new(wanted.collect::<Vec<i32>>(), [rows, 1, 1]),
+        &device,
+    );
+    let read = student.backbone.head(states.clone()).argmax(2);
+    let wrong = read.not_equal(wanted).expand([rows, 1, d_model]);
+    let right = lesson.outputs.clone().narrow(1, output, 1);
+    states.mask_where(wrong, constant_like(right, &device))
 }
 
 /// Everything the student reads in one parallel pass; `latents` `[batch, slots, d_model]` are the

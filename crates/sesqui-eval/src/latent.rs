@@ -5,7 +5,9 @@ use burn::tensor::Device;
 use sesqui_model::LatentTransformer;
 use sesqui_model::flops::Flops;
 use sesqui_model::latent::SlotPositions;
-use sesqui_reason::{Decoding, LatentDecoding, LatentRow, Prompt, PromptError, latent};
+use sesqui_reason::{
+    Decoding, LatentDecoded, LatentDecoding, LatentRow, Prompt, PromptError, latent,
+};
 use sesqui_shortcut::{ExitRule, KeyValueRule, Landing};
 
 use crate::method::{Method, Response, Responses};
@@ -36,6 +38,17 @@ pub struct LatentMethod<'a> {
 
 impl Method for LatentMethod<'_> {
     fn respond(&self, prompt: &Prompt) -> Result<Responses, PromptError> {
+        Ok(self.responses(prompt, self.decode(prompt)?))
+    }
+}
+
+impl LatentMethod<'_> {
+    /// Reasons and answers, with every state on the way.
+    ///
+    /// # Errors
+    ///
+    /// When the prompt or the latent steps do not fit the model.
+    pub fn decode(&self, prompt: &Prompt) -> Result<LatentDecoded, PromptError> {
         let starts = prompt.next_position.iter();
         let slots = self.latent_steps.max(self.trained_latents);
         let plan = LatentDecoding {
@@ -56,22 +69,24 @@ impl Method for LatentMethod<'_> {
             decoding: self.decoding,
         };
         let (rule, key_values) = (self.rule, self.key_values);
-        let decoded = latent(self.model, rule, key_values, prompt, &plan, self.device)?;
+        latent(self.model, rule, key_values, prompt, &plan, self.device)
+    }
+
+    /// What came of `prompt`, and what it cost.
+    pub fn responses(&self, prompt: &Prompt, decoded: LatentDecoded) -> Responses {
         let asked = prompt
             .real
             .chunks_exact(prompt.seq)
             .map(|real| real.iter().filter(|&&real| real).count());
         let rows = decoded.rows.into_iter().zip(asked);
-        Ok(Responses {
+        Responses {
             rows: rows.map(|(row, asked)| self.response(row, asked)).collect(),
             prefill: decoded.prefill,
             reasoning: decoded.reasoning,
             answer: decoded.answer,
-        })
+        }
     }
-}
 
-impl LatentMethod<'_> {
     /// The answer to a question of `asked` tokens, and what it cost.
     fn response(&self, row: LatentRow, asked: usize) -> Response {
         let config = self.model.backbone.config();

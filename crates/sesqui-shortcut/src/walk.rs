@@ -325,6 +325,12 @@ impl<'a> Walk<'a> {
         Tensor::from_data(TensorData::new(at, [rows.len(), 1]), &self.device)
     }
 
+    /// Feeds `states` `[batch, 1, d_model]` instead of the rows' own to those that enter next at the
+    /// bottom.
+    pub fn replace_states(&mut self, states: Tensor<3>) {
+        self.states = states;
+    }
+
     /// `[batch, 1, d_model]`: the newest state of each row after the final norm; after the last
     /// step that of the last slot. A row that has left early still shows an older one.
     pub fn states(&self) -> Tensor<3> {

@@ -8,7 +8,8 @@ use burn::tensor::Device;
 use burn::train::TrainStep;
 use comfy_table::{CellAlignment, Table, presets};
 use sesqui_dataset::batch::SequenceBatch;
-use sesqui_distill::{Align, LatentBatch, Rollout, Shortcut, Supervised};
+use sesqui_distill::rollout::exits_drawn;
+use sesqui_distill::{Align, LatentBatch, Shortcut, Supervised};
 use sesqui_model::flops::Flops;
 use sesqui_model::latent::LatentTransformer;
 use sesqui_model::{Transformer, parameters};
@@ -72,7 +73,7 @@ fn one_step(
 ) -> Result<String> {
     let (context, seed) = (experiment.model.context, experiment.seed);
     let latent = |settings: &LatentSettings| {
-        let rollout = |_| Rollout::Staircase { seed: 1 };
+        let rollout = move |step| exits_drawn(seed, step);
         workbench.latent_batches(stage, settings, context, seed, rollout)
     };
     match &stage.objective {

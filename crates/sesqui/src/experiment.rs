@@ -338,6 +338,15 @@ impl Experiment {
         }
     }
 
+    /// The stage that others are compared with: the first that reasons in words.
+    pub fn reference(&self) -> Option<&str> {
+        let cot = |stage: &&Stage| stage.objective == Objective::Cot;
+        self.stages
+            .iter()
+            .find(cot)
+            .map(|stage| stage.name.as_str())
+    }
+
     /// The stage called `name`.
     pub fn stage(&self, name: &str) -> Option<&Stage> {
         self.stages.iter().find(|stage| stage.name == name)

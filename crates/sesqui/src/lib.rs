@@ -28,5 +28,6 @@ pub mod show;
 pub mod smoke;
 pub mod stage;
 pub mod start;
+pub mod sweep;
 pub mod trained;
 pub mod workbench;

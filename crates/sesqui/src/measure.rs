@@ -68,6 +68,7 @@ fn summary_row(found: &Evaluation, task: &Task<'_>, subject: &Subject<'_>) -> Su
         latent_steps: found.mean(|row| row.latent_steps as f64),
         layer_calls: found.mean(|row| row.layer_calls as f64),
         flops: found.mean(|row| row.flops),
+        reason_flops: found.mean(|row| row.reason_flops),
         reason_ms: found.timing.reason_ms,
         total_ms: found.timing.total_ms(),
         seed: subject.seed,
@@ -125,6 +126,54 @@ pub fn table(rows: &[SummaryRow]) -> String {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table.to_string()
+}
+
+/// Every method beside `reference` on the same questions: difference of accuracy, and how many times
+/// less it took. `None` where nothing can be compared.
+pub fn ratios(rows: &[SummaryRow], reference: &str) -> Option<String> {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header([
+        &format!("beside {reference}"),
+        "split",
+        "accuracy",
+        "fewer tokens and latents",
+        "fewer layer calls",
+        "fewer FLOPs, reasoning",
+        "fewer FLOPs, all",
+        "faster reasoning",
+        "faster, all",
+    ]);
+    let mut compared = 0;
+    for row in rows.iter().filter(|row| row.method != reference) {
+        let same = |other: &&SummaryRow| {
+            (&other.method[..], &other.dataset, &other.split)
+                == (reference, &row.dataset, &row.split)
+        };
+        let Some(base) = rows.iter().find(same) else {
+            continue;
+        };
+        compared += 1;
+        let times = |of: fn(&SummaryRow) -> f64| match (of(base), of(row)) {
+            (base, own) if base > 0.0 && own > 0.0 => format!("{:.1}x", base / own),
+            _ => "–".to_owned(),
+        };
+        table.add_row([
+            row.method.clone(),
+            row.split.clone(),
+            format!("{:+.1}", 100.0 * (row.accuracy - base.accuracy)),
+            times(|row| row.tokens + row.latent_steps),
+            times(|row| row.layer_calls),
+            times(|row| row.reason_flops),
+            times(|row| row.flops),
+            times(|row| row.reason_ms),
+            times(|row| row.total_ms),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    (compared > 0).then(|| table.to_string())
 }
 
 /// What the columns of the table mean.

@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use burn::tensor::Tensor;
+use burn::tensor::activation::softmax;
 use sesqui_dataset::tokenizer::Tokenizer;
 use sesqui_eval::{Responses, Task, answer};
+use sesqui_model::latent::LatentTransformer;
+use sesqui_reason::LatentDecoded;
 
 use crate::misuse::Misuse;
 
@@ -63,6 +67,68 @@ pub fn response(task: &Task<'_>, responses: &Responses, known: bool) -> Result<S
         milliseconds(responses.answer)
     ));
     Ok(lines.join("\n"))
+}
+
+/// Every latent step of the first row, in lines: where it entered and left, what the routers said,
+/// and the tokens that the head finds nearest to its output.
+///
+/// # Errors
+///
+/// When a token is not in the vocabulary.
+pub fn latent_steps(
+    model: &LatentTransformer,
+    tokenizer: &Tokenizer,
+    decoded: &LatentDecoded,
+) -> Result<String> {
+    let layers = model.backbone.layers.len();
+    let mut lines = vec![format!(
+        "question's end    layers 0..{layers}   reads {}",
+        nearest(model, tokenizer, &decoded.states[0])
+    )];
+    for (index, slot) in decoded.rows[0].slots.iter().enumerate() {
+        let routers: Vec<String> = slot
+            .weights
+            .iter()
+            .map(|(boundary, weight)| format!("{boundary}: {weight:.2}"))
+            .collect();
+        let routers = match routers.as_slice() {
+            [] => String::new(),
+            routers => format!("   router {}", routers.join(", ")),
+        };
+        let result = if slot.leave < layers {
+            format!("handed on to the next step at layer {}", slot.leave)
+        } else {
+            format!(
+                "reads {}",
+                nearest(model, tokenizer, &decoded.states[index + 1])
+            )
+        };
+        lines.push(format!(
+            "latent step {:<5} layers {}..{}{routers}   {result}",
+            index + 1,
+            slot.enter,
+            slot.leave
+        ));
+    }
+    Ok(lines.join("\n"))
+}
+
+/// The three likeliest tokens after the first row of `state` `[batch, 1, d_model]`, which is past the
+/// final norm.
+fn nearest(model: &LatentTransformer, tokenizer: &Tokenizer, state: &Tensor<3>) -> String {
+    let logits = model.backbone.head(state.clone().narrow(0, 0, 1));
+    let (weights, tokens) = softmax(logits, 2).topk_with_indices(3, 2);
+    let tokens = tokens.into_data();
+    let weights = weights.into_data();
+    let shown = tokens
+        .iter::<i64>()
+        .zip(weights.iter::<f32>())
+        .map(|(token, weight)| {
+            let text = tokenizer.token_text(token as u32);
+            let text = text.unwrap_or_else(|| format!("<{token}>"));
+            format!("{} {:.0} %", text.replace('\n', "⏎"), 100.0 * weight)
+        });
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 /// Says which characters of the only question of `task` the model has never seen, if any.

@@ -8,10 +8,8 @@ use burn::module::Module;
 use burn::tensor::Device;
 use burn::train::{InferenceStep, Interrupter, TrainStep};
 use sesqui_dataset::batch::{SequenceBatch, Skipped};
-use sesqui_distill::rollout::{generator, rollout};
-use sesqui_distill::{
-    Align, AlignConfig, LatentBatch, Rollout, Shortcut, ShortcutStageConfig, Supervised,
-};
+use sesqui_distill::rollout::{exits_drawn, rollout};
+use sesqui_distill::{Align, AlignConfig, LatentBatch, Shortcut, ShortcutStageConfig, Supervised};
 use sesqui_eval::{EvaluationConfig, evaluate};
 use sesqui_model::latent::LatentTransformer;
 use sesqui_run::{MetricRow, RowWriter, RunPaths};
@@ -24,7 +22,7 @@ use crate::exits;
 use crate::experiment::{Experiment, Objective, Stage};
 use crate::misuse::Misuse;
 use crate::start::{Lineage, same_tokenizer};
-use crate::trained::{LATENTS, Latent, LatentSettings, Trained};
+use crate::trained::{LATENTS, LatentSettings, Trained};
 use crate::workbench::Workbench;
 
 /// Name of the file beside a checkpoint's tokenizer that holds its hash.
@@ -96,10 +94,10 @@ impl Run<'_> {
         let model = Supervised::new(model);
         let outcome = self.fit(stage, model, &batches, None, outlets, |model| {
             let losses = mean_losses(model, validation.clone(), targets);
-            let trained = Trained::Tokens(model.backbone.clone());
+            let trained = Trained::tokens(model.backbone.clone());
             self.validation(&trained, losses)
         })?;
-        Ok(finished(outcome, |model| Trained::Tokens(model.backbone)))
+        Ok(finished(outcome, |model| Trained::tokens(model.backbone)))
     }
 
     fn align(
@@ -119,12 +117,9 @@ impl Run<'_> {
             .workbench
             .latent_batches(stage, &settings, context, seed, rollout)?;
         outlets.skipped(stage, context, &skipped);
-        let validation = self.workbench.validation_latents(
-            &settings,
-            context,
-            self.experiment,
-            Rollout::FreeRunning,
-        )?;
+        let validation = self
+            .workbench
+            .validation_latents(&settings, context, self.experiment)?;
 
         let feedback = &config.latents.feedback;
         let student = LatentTransformer::new(teacher.clone(), feedback, &device);
@@ -132,11 +127,11 @@ impl Run<'_> {
         let attached = settings.clone();
         let outcome = self.fit(stage, model, &batches, Some(&settings), outlets, |model| {
             let losses = mean_losses(model, validation.clone(), rows);
-            let latent = Latent::new(model.student.clone(), None, attached.clone());
-            self.validation(&Trained::Latent(Box::new(latent)), losses)
+            let trained = Trained::latent(model.student.clone(), None, attached.clone());
+            self.validation(&trained, losses)
         })?;
         Ok(finished(outcome, |model| {
-            Trained::Latent(Box::new(Latent::new(model.student, None, settings)))
+            Trained::latent(model.student, None, settings)
         }))
     }
 
@@ -162,20 +157,15 @@ impl Run<'_> {
             ..student.settings.clone()
         };
         let seed = self.experiment.seed;
-        let rollout = move |step| Rollout::Staircase {
-            seed: rand_chacha::rand_core::Rng::next_u64(&mut generator(seed, step, b"shortcut")),
-        };
+        let rollout = move |step| exits_drawn(seed, step);
         let context = teacher.config().context;
         let (batches, skipped) = self
             .workbench
             .latent_batches(stage, &settings, context, seed, rollout)?;
         outlets.skipped(stage, context, &skipped);
-        let validation = self.workbench.validation_latents(
-            &settings,
-            context,
-            self.experiment,
-            Rollout::FreeRunning,
-        )?;
+        let validation = self
+            .workbench
+            .validation_latents(&settings, context, self.experiment)?;
 
         let shape = teacher.config();
         let shortcuts = Shortcuts::new(&config.shortcuts, shape, seed, &device);
@@ -184,12 +174,11 @@ impl Run<'_> {
         let outcome = self.fit(stage, model, &batches, Some(&settings), outlets, |model| {
             let losses = mean_losses(model, validation.clone(), rows);
             let (student, shortcuts) = (model.student.clone(), model.shortcuts.clone());
-            let latent = Latent::new(student, Some(shortcuts), attached.clone());
-            self.validation(&Trained::Latent(Box::new(latent)), losses)
+            let trained = Trained::latent(student, Some(shortcuts), attached.clone());
+            self.validation(&trained, losses)
         })?;
         Ok(finished(outcome, |model| {
-            let latent = Latent::new(model.student, Some(model.shortcuts), settings);
-            Trained::Latent(Box::new(latent))
+            Trained::latent(model.student, Some(model.shortcuts), settings)
         }))
     }
 

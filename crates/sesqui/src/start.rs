@@ -33,7 +33,7 @@ impl Lineage<'_> {
     pub fn start(&self, stage: &Stage, device: &Device) -> Result<Trained> {
         match &stage.initialize {
             Initialize::Scratch | Initialize::HuggingFace { .. } => {
-                Ok(Trained::Tokens(self.fresh(stage, device)?))
+                Ok(Trained::tokens(self.fresh(stage, device)?))
             }
             Initialize::Stage { stage: from } => {
                 let source = self.find(from)?;

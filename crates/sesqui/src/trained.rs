@@ -23,7 +23,7 @@ pub const LATENTS: &str = "latents.json";
 /// A trained model.
 pub enum Trained {
     /// Reasons in words, or not at all.
-    Tokens(Transformer),
+    Tokens(Box<Transformer>),
     /// Reasons in latent steps.
     Latent(Box<Latent>),
 }
@@ -142,7 +142,7 @@ impl Trained {
         match &stage.objective {
             Objective::Cot | Objective::NoCot => {
                 let model = load_model(checkpoint, Supervised::new(fresh))?;
-                Ok(Self::Tokens(model.backbone))
+                Ok(Self::tokens(model.backbone))
             }
             Objective::Align(config) => {
                 let settings = LatentSettings::read(checkpoint)?;
@@ -163,7 +163,13 @@ impl Trained {
         }
     }
 
-    fn latent(
+    /// A model that reasons in words, or not at all.
+    pub fn tokens(backbone: Transformer) -> Self {
+        Self::Tokens(Box::new(backbone))
+    }
+
+    /// A model that reasons in latent steps.
+    pub fn latent(
         model: LatentTransformer,
         shortcuts: Option<Shortcuts>,
         settings: LatentSettings,
@@ -182,7 +188,7 @@ impl Trained {
     /// The same off the autodiff tape.
     pub fn for_inference(self) -> Self {
         match self {
-            Self::Tokens(backbone) => Self::Tokens(backbone.valid()),
+            Self::Tokens(backbone) => Self::tokens(backbone.valid()),
             Self::Latent(latent) => Self::latent(
                 latent.model.valid(),
                 latent.shortcuts.map(|shortcuts| shortcuts.valid()),

@@ -7,7 +7,7 @@ use sesqui_dataset::batch::{SequenceBatch, Skipped, TooLong, fit_context};
 use sesqui_dataset::encode::{EncodedProblem, PositionLayout, Supervision, encode_all, sequence};
 use sesqui_dataset::tokenizer::Tokenizer;
 use sesqui_dataset::{Corpus, Problem};
-use sesqui_distill::latent::Granularity;
+use sesqui_distill::latent::{Correction, Granularity};
 use sesqui_distill::{
     AlignConfig, LatentBatch, LatentBatches, LatentProblem, Rollout, SequenceBatches,
 };
@@ -266,8 +266,11 @@ impl Workbench {
         settings: &LatentSettings,
         context: usize,
         experiment: &Experiment,
-        rollout: Rollout,
     ) -> Result<Vec<LatentBatch>> {
+        let rollout = Rollout::Student {
+            correction: Correction::Never,
+            exits: None,
+        };
         let mut kept = Vec::new();
         for problem in &self.validation.encoded {
             let fits = self.latent_end(settings, problem)? <= context;

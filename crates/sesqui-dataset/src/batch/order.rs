@@ -37,6 +37,9 @@ pub struct BatchOrder {
     batch_size: usize,
     grouping: Grouping,
     lengths: Vec<usize>,
+    /// Rows in every epoch before it is cut into batches.
+    kept: usize,
+    length_exponent: u32,
     /// The last epoch that was asked for and its rows; only a saving of work.
     current: Mutex<Option<(u64, Vec<u32>)>>,
 }
@@ -62,10 +65,19 @@ impl BatchOrder {
                 "batch_size is 0; it must be at least 1".into(),
             ));
         }
+        let exponent = config.length_exponent;
+        if exponent > 16 {
+            return Err(DatasetError::Config(format!(
+                "length_exponent is {exponent}; above 16 hardly any but the longest rows are left"
+            )));
+        }
+        let kept = (units(&lengths, exponent).iter().sum::<u64>() / UNIT) as usize;
         Ok(Self {
             seed,
-            batch_size: config.batch_size.min(lengths.len()),
+            batch_size: config.batch_size.min(kept),
             grouping: config.grouping,
+            kept,
+            length_exponent: exponent,
             lengths,
             current: Mutex::new(None),
         })
@@ -78,7 +90,7 @@ impl BatchOrder {
 
     /// Batches in every epoch, at least 1.
     pub fn batches_per_epoch(&self) -> u64 {
-        (self.lengths.len() / self.batch_size) as u64
+        (self.kept / self.batch_size) as u64
     }
 
     /// The epoch that step `step` belongs to; both count from 0.
@@ -113,12 +125,28 @@ impl BatchOrder {
         }
     }
 
+    /// Systematic sampling of shuffled rows: a row stays where the running sum of units passes a whole
+    /// one.
+    fn thinned(&self, rows: &[u32]) -> Vec<u32> {
+        let units = units(&self.lengths, self.length_exponent);
+        let mut sum = 0;
+        let stays = |row: &&u32| {
+            let before = sum / UNIT;
+            sum += units[**row as usize];
+            sum / UNIT > before
+        };
+        rows.iter().filter(stays).copied().collect()
+    }
+
     /// The rows of an epoch, batch after batch.
     fn epoch_rows(&self, epoch: u64) -> Vec<u32> {
         let mut generator = epoch_generator(self.seed, epoch);
         let mut rows: Vec<u32> = (0..self.lengths.len() as u32).collect();
         shuffle(&mut generator, &mut rows);
-        rows.truncate(self.lengths.len() / self.batch_size * self.batch_size);
+        if self.length_exponent > 0 {
+            rows = self.thinned(&rows);
+        }
+        rows.truncate(self.kept / self.batch_size * self.batch_size);
         if self.grouping == Grouping::ByLength {
             // Stable: rows of equal length stay in shuffled order.
             rows.sort_by_key(|row| self.lengths[*row as usize]);
@@ -128,6 +156,21 @@ impl BatchOrder {
         }
         rows
     }
+}
+
+/// What a row of the greatest length counts. Whole numbers, so that their sum does not depend on the
+/// order of adding, and every epoch keeps the same number of rows.
+const UNIT: u64 = 1 << 32;
+
+/// What each row counts under an exponent, of [`UNIT`]. By repeated multiplication, which is the same
+/// on every machine.
+fn units(lengths: &[usize], exponent: u32) -> Vec<u64> {
+    let greatest = lengths.iter().copied().max().unwrap_or(1).max(1) as f64;
+    let unit = |&length: &usize| {
+        let share = length as f64 / greatest;
+        ((0..exponent).fold(1.0, |power, _| power * share) * UNIT as f64) as u64
+    };
+    lengths.iter().map(unit).collect()
 }
 
 /// A generator of its own for every epoch. The key is written out in full because the expansion of

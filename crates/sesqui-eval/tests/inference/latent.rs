@@ -326,7 +326,7 @@ fn slots_may_run_no_layer() {
             };
             let found = latent(&model, rule, key_values, &prompt, &plan, &plain()).unwrap();
             assert_eq!(ranges(&found, 0), [[0, LAYERS]; 5]);
-            for row in 1..questions.len() {
+            for (row, question) in questions.iter().enumerate().skip(1) {
                 assert_eq!(
                     ranges(&found, row),
                     [[0, 2], [2, 2], [2, 2], [2, 2], [2, 4]]
@@ -335,7 +335,7 @@ fn slots_may_run_no_layer() {
                 assert_eq!(calls.sum::<usize>(), LAYERS);
                 let told = |slot: usize, boundary: usize| leaves(row, slot, boundary);
                 let rule = (Leave::Told(&told), key_values);
-                let expected = alone(&model, Some(&shortcuts), rule, &questions[row], &plan, row);
+                let expected = alone(&model, Some(&shortcuts), rule, question, &plan, row);
                 assert_eq!(found.rows[row].tokens, expected.tokens);
                 assert_states("no layer", &found, row, &expected.states);
             }

@@ -47,6 +47,10 @@ pub struct SummaryRow {
     pub layer_calls: f64,
     /// Floating point operations per question, prompt and answer included; a multiply-add counts 2.
     pub flops: f64,
+    /// Of these the ones inside layers while reasoning: what System-1.5 Reasoning (arXiv 2505.18962,
+    /// appendix B) counts, with neither head nor norms.
+    #[serde(default)]
+    pub reason_flops: f64,
     /// Milliseconds per question between the end of the prompt and the first token of the answer.
     pub reason_ms: f64,
     /// Milliseconds per question from the prompt to the last token.

@@ -17,6 +17,8 @@ use sesqui::output::say;
 use sesqui::reopened;
 use sesqui::screen::spinner;
 use sesqui::stage::checkpoint_name;
+use sesqui::sweep::{Sweep, grid};
+use sesqui::trained::Trained;
 use sesqui::workbench::{Workbench, data_root};
 use sesqui_dataset::batch::TooLong;
 use sesqui_eval::Task;
@@ -56,6 +58,14 @@ struct Arguments {
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
 
+    /// Exit thresholds of latent models, in [0, 1]; several make a grid [default: as configured]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    exit_threshold: Vec<f64>,
+
+    /// Numbers of latent steps; several make a grid [default: as trained]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    latent_steps: Vec<usize>,
+
     /// What to do with a question that is too long for the model
     #[arg(long, value_enum, default_value_t = TooLongChoice::Fail)]
     too_long: TooLongChoice,
@@ -91,6 +101,7 @@ Examples:
   evaluate runs/first --stage cot --split validation --questions 100
   evaluate runs/first/checkpoints/cot/step-00000250 --timing-questions 0
   evaluate runs/first --stage cot --set data.kind=svamp --too-long skip --out results
+  evaluate runs/first --stage system15 --exit-threshold 0.1,0.3,0.5,0.8,1 --latent-steps 1,2,4,6
 Exit codes: 0 done, 1 failed, 2 wrong use.";
 
 fn main() -> ExitCode {
@@ -105,6 +116,7 @@ fn main() -> ExitCode {
 
 fn evaluate(arguments: &Arguments) -> Result<()> {
     let started = Timestamp::now();
+    let sweep = sweep(arguments)?;
     let device = arguments.place.backend.device()?;
     let checkpoints = reopened::checkpoints(&arguments.path, arguments.stage.as_deref())?;
     let mut rows = Vec::new();
@@ -140,12 +152,26 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
                 None => None,
             };
             let config = &experiment.evaluation;
+            latents_fit(&model, &experiment, &sweep, &task)?;
+            if let (Trained::Latent(_), true) = (&model, sweep.is_grid()) {
+                let file = file.map(|file| file.with_extension("grid.jsonl"));
+                let base = &experiment.reasoning;
+                let at = file.as_deref();
+                let cells = sweep.measure(&model, &device, &task, config, base, &subject, at)?;
+                say(format!(
+                    "\n{} on {} {}",
+                    subject.method, task.dataset, task.split
+                ))?;
+                say(grid(&cells))?;
+                written.extend(file);
+                continue;
+            }
             rows.push(measure(
                 &model,
                 &device,
                 task,
                 config,
-                &experiment.reasoning,
+                &sweep.single(&experiment.reasoning),
                 &subject,
                 file.as_deref(),
             )?);
@@ -153,15 +179,67 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
         }
         bench = Some((workbench, experiment));
     }
-    say(table(&rows))?;
+    if !rows.is_empty() {
+        say(table(&rows))?;
+    }
     if let Some((_, experiment)) = &bench {
         say(legend(&experiment.evaluation))?;
     }
     for file in &written {
-        say(format!("written: {} and .jsonl", file.display()))?;
+        let beside = match file.extension() {
+            Some(extension) if extension == "json" => " and .jsonl",
+            _ => "",
+        };
+        say(format!("written: {}{beside}", file.display()))?;
     }
     if written.is_empty() {
         say("nothing written: PATH lies in no run directory; --out DIR names a folder")?;
+    }
+    Ok(())
+}
+
+/// The thresholds asked for.
+fn sweep(arguments: &Arguments) -> Result<Sweep> {
+    let outside = |value: &&f64| !(0.0..=1.0).contains(*value);
+    if let Some(value) = arguments.exit_threshold.iter().find(outside) {
+        let reason = format!("--exit-threshold {value}: not in [0, 1]; 1 runs every layer");
+        return Err(Misuse(reason).into());
+    }
+    if arguments.latent_steps.contains(&0) {
+        let reason = "--latent-steps 0: a latent model takes at least one latent step";
+        return Err(Misuse(reason.to_owned()).into());
+    }
+    Ok(Sweep {
+        exit_thresholds: arguments.exit_threshold.clone(),
+        latent_steps: arguments.latent_steps.clone(),
+    })
+}
+
+/// Refuses more latent steps than a model has positions for, before the first is taken.
+fn latents_fit(
+    model: &Trained,
+    experiment: &Experiment,
+    sweep: &Sweep,
+    task: &Task<'_>,
+) -> Result<()> {
+    let Trained::Latent(latent) = model else {
+        return Ok(());
+    };
+    let most = sweep.latent_steps.iter().copied().max();
+    let steps = most.unwrap_or_else(|| latent.steps(&experiment.reasoning));
+    let steps = steps.max(latent.settings.count);
+    let context = model.backbone().config().context;
+    for problem in task.encoded {
+        let start = task.layout.reasoning_start(problem)? as i32;
+        let end = latent.settings.latents.end_position(start, steps, problem);
+        if usize::try_from(end).is_ok_and(|end| end > context) {
+            return Err(Misuse(format!(
+                "--latent-steps {steps}: question {} would need {end} positions, the model has \
+                 {context}; take fewer",
+                problem.id
+            ))
+            .into());
+        }
     }
     Ok(())
 }

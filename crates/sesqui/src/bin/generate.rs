@@ -12,6 +12,8 @@ use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
 use sesqui::output::say;
+use sesqui::reasoning::ReasoningConfig;
+use sesqui::trained::Trained;
 use sesqui::workbench::{Workbench, data_root};
 use sesqui::{reopened, show};
 use sesqui_dataset::encode::encode_problem;
@@ -21,7 +23,8 @@ use sesqui_eval::Task;
 /// Ask a trained model one question and show its reasoning and its answer, token by token.
 ///
 /// The question is answered twice and the second time is shown, so that nothing is counted that
-/// happens only once. Tokens are separated by a dot; decoding is greedy.
+/// happens only once. Tokens are separated by a dot; decoding is greedy. Of a latent model every latent
+/// step is shown: the layers it ran, what the routers said, the tokens nearest to its output.
 #[derive(Parser, Debug)]
 #[command(version, after_help = EXAMPLES)]
 struct Arguments {
@@ -54,8 +57,32 @@ struct Arguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_tokens: Option<u32>,
 
+    /// Exit threshold of a latent model, in [0, 1] [default: as configured]
+    #[arg(long, value_name = "X")]
+    exit_threshold: Option<f64>,
+
+    /// Latent steps [default: as trained]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    latent_steps: Option<u32>,
+
     #[command(flatten)]
     place: PlaceArguments,
+}
+
+impl Arguments {
+    /// The thresholds of latent reasoning: those of the run, but for what was asked.
+    fn reasoning(&self, base: &ReasoningConfig) -> Result<ReasoningConfig> {
+        let reasoning = ReasoningConfig {
+            latent_steps: self
+                .latent_steps
+                .map_or(base.latent_steps, |steps| steps as usize),
+            exit_threshold: self.exit_threshold.unwrap_or(base.exit_threshold),
+        };
+        match reasoning.problem() {
+            Some((_, reason)) => Err(Misuse(format!("--exit-threshold: {reason}")).into()),
+            None => Ok(reasoning),
+        }
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -63,6 +90,7 @@ Examples:
   generate runs/first --question 'a=3+5;b=a*2;'
   generate runs/first --stage no_cot --split test --index 17
   generate runs/first/checkpoints/cot/step-00000250 --split validation --index 0
+  generate runs/first --stage system15 --exit-threshold 0.5 --split test --index 17
 Exit codes: 0 done, 1 failed, 2 wrong use.";
 
 fn main() -> ExitCode {
@@ -130,7 +158,6 @@ fn answer(
     known: bool,
 ) -> Result<()> {
     let model = opened.load(device)?;
-    let reasoning = &opened.experiment.reasoning;
     if let Some(reason) = misfit(
         &task.encoded[0],
         task.layout,
@@ -142,12 +169,24 @@ fn answer(
     if let Some(most) = arguments.max_tokens {
         config.max_tokens = most as usize;
     }
-    let method = model.method(device, task, &config, reasoning);
+    let reasoning = arguments.reasoning(&opened.experiment.reasoning)?;
     let prompt = task.prompt(0..1)?;
-    method.respond(&prompt)?;
-    let responses = method.respond(&prompt)?;
     if let Some(note) = show::unknown_characters(task)? {
         say(note)?;
     }
+    let responses = match &model {
+        Trained::Tokens(_) => {
+            let method = model.method(device, task, &config, &reasoning);
+            method.respond(&prompt)?;
+            method.respond(&prompt)?
+        }
+        Trained::Latent(latent) => {
+            let method = latent.method(device, task, &config, &reasoning);
+            method.decode(&prompt)?;
+            let decoded = method.decode(&prompt)?;
+            say(show::latent_steps(&latent.model, task.tokenizer, &decoded)?)?;
+            method.responses(&prompt, decoded)
+        }
+    };
     say(show::response(task, &responses, known)?)
 }

@@ -9,7 +9,7 @@ use clap::Parser;
 use jiff::Timestamp;
 use sesqui::cli::{ConfigArguments, PlaceArguments};
 use sesqui::events::Events;
-use sesqui::measure::{Subject, measure, table};
+use sesqui::measure::{Subject, measure, ratios, table};
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{INTERRUPTED, report};
 use sesqui::output::say;
@@ -180,6 +180,12 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     summary.write(&directory.summary())?;
     events.of_run(EventKind::Finished)?;
     say(table(&summary.rows))?;
+    if let Some(text) = experiment
+        .reference()
+        .and_then(|name| ratios(&summary.rows, name))
+    {
+        say(text)?;
+    }
     say(sesqui::measure::legend(&experiment.evaluation))?;
     say(format!("run directory: {}", directory.folder().display()))?;
     Ok(ExitCode::SUCCESS)

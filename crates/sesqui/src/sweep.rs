@@ -1,0 +1,148 @@
+//! The two thresholds of latent reasoning, over a grid: Fig. 4 of System-1.5 Reasoning (arXiv
+//! 2505.18962) as a table.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Result;
+use burn::tensor::Device;
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+use sesqui_eval::{EvaluationConfig, Task};
+use sesqui_run::{SummaryRow, atomic_write};
+
+use crate::measure::{Subject, measure};
+use crate::reasoning::ReasoningConfig;
+use crate::trained::Trained;
+
+/// Values of both thresholds, every pair of which is measured.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sweep {
+    /// Exit thresholds.
+    pub exit_thresholds: Vec<f64>,
+    /// Numbers of latent steps.
+    pub latent_steps: Vec<usize>,
+}
+
+/// One cell of the grid.
+#[derive(Clone, Debug, Serialize)]
+pub struct Cell {
+    /// Exit threshold.
+    pub exit_threshold: f64,
+    /// Latent steps.
+    pub latent_steps: usize,
+    /// What was measured.
+    pub summary: SummaryRow,
+}
+
+impl Sweep {
+    /// Whether there is more than one pair.
+    pub fn is_grid(&self) -> bool {
+        self.exit_thresholds.len().max(1) * self.latent_steps.len().max(1) > 1
+    }
+
+    /// `base` with the only values named, if there are any.
+    pub fn single(&self, base: &ReasoningConfig) -> ReasoningConfig {
+        let mut reasoning = base.clone();
+        if let Some(threshold) = self.exit_thresholds.first() {
+            reasoning.exit_threshold = *threshold;
+        }
+        if let Some(steps) = self.latent_steps.first() {
+            reasoning.latent_steps = *steps;
+        }
+        reasoning
+    }
+
+    /// Measures every pair, thresholds outside, and writes the cells to `file`, one JSON row each.
+    ///
+    /// # Errors
+    ///
+    /// When a question does not fit or the file cannot be written.
+    pub fn measure(
+        &self,
+        model: &Trained,
+        device: &Device,
+        task: &Task<'_>,
+        config: &EvaluationConfig,
+        base: &ReasoningConfig,
+        subject: &Subject<'_>,
+        file: Option<&Path>,
+    ) -> Result<Vec<Cell>> {
+        let thresholds = or_base(&self.exit_thresholds, base.exit_threshold);
+        let steps = or_base(&self.latent_steps, base.latent_steps);
+        let mut cells = Vec::with_capacity(thresholds.len() * steps.len());
+        for &exit_threshold in &thresholds {
+            for &latent_steps in &steps {
+                let reasoning = ReasoningConfig {
+                    exit_threshold,
+                    latent_steps,
+                };
+                let name = format!(
+                    "{} exit_threshold={exit_threshold} latent_steps={latent_steps}",
+                    subject.method
+                );
+                let named = Subject {
+                    method: &name,
+                    ..subject.clone()
+                };
+                let summary = measure(model, device, *task, config, &reasoning, &named, None)?;
+                cells.push(Cell {
+                    exit_threshold,
+                    latent_steps,
+                    summary,
+                });
+            }
+        }
+        if let Some(file) = file {
+            let mut lines = Vec::new();
+            for cell in &cells {
+                serde_json::to_writer(&mut lines, cell)?;
+                lines.write_all(b"\n")?;
+            }
+            atomic_write(file, &lines)?;
+        }
+        Ok(cells)
+    }
+}
+
+fn or_base<T: Copy>(values: &[T], base: T) -> Vec<T> {
+    match values {
+        [] => vec![base],
+        values => values.to_vec(),
+    }
+}
+
+/// Accuracy in percent, layer calls and milliseconds of reasoning, thresholds downwards, latent steps
+/// across. `cells` are those of one [`Sweep::measure`].
+pub fn grid(cells: &[Cell]) -> String {
+    let Some(first) = cells.first() else {
+        return String::new();
+    };
+    let columns = cells
+        .iter()
+        .take_while(|cell| cell.exit_threshold == first.exit_threshold)
+        .count();
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    let steps = cells[..columns].iter().map(|cell| match cell.latent_steps {
+        0 => format!("as trained, {:.0}", cell.summary.latent_steps),
+        steps => steps.to_string(),
+    });
+    table.set_header(std::iter::once("exit threshold \\ latent steps".to_owned()).chain(steps));
+    for row in cells.chunks(columns) {
+        let shown = row.iter().map(|cell| {
+            let summary = &cell.summary;
+            format!(
+                "{:.1} %\n{:.2} calls\n{:.2} ms",
+                100.0 * summary.accuracy,
+                summary.layer_calls,
+                summary.reason_ms
+            )
+        });
+        table.add_row(std::iter::once(row[0].exit_threshold.to_string()).chain(shown));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
+}
