@@ -7,9 +7,8 @@
 use std::hint::black_box;
 
 use burn::module::Module;
-use burn::optim::{AdamWConfig, ModuleOptimizer};
+use burn::optim::{AdamWConfig, GradientsAccumulator, ModuleOptimizer};
 use burn::tensor::Device;
-use burn::train::TrainStep;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sesqui_benches::Shape;
 use sesqui_dataset::DatasetConfig;
@@ -17,9 +16,16 @@ use sesqui_dataset::encode::encode_all;
 use sesqui_dataset::read::BadRows;
 use sesqui_dataset::tokenizer::{Tokenizer, TokenizerConfig};
 use sesqui_distill::Supervised;
+use sesqui_eval::{LatentMethod, Method};
+use sesqui_model::latent::{Feedback, LatentTransformer, SlotPositions};
 use sesqui_reason::{Decoding, greedy};
+use sesqui_shortcut::{ExitRule, KeyValueRule, Landing, ShortcutConfig, Shortcuts};
+use sesqui_trainer::workers::Workers;
 
 const NEW_TOKENS: usize = 64;
+
+/// Parts of a training step, side by side.
+const PARTS: usize = 2;
 
 fn training(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("train_step");
@@ -28,13 +34,18 @@ fn training(criterion: &mut Criterion) {
         let device = Device::flex().autodiff();
         let mut model = Supervised::new(shape.transformer(&device).unwrap());
         let mut optimizer: ModuleOptimizer = AdamWConfig::new().with_weight_decay(0.01).init();
-        let batch = shape.training_batch();
+        let devices = vec![device; PARTS];
+        let workers = Workers::new(&devices, PARTS);
+        let parts = shape.training_parts(PARTS);
         group.throughput(Throughput::Elements((shape.batch * shape.seq) as u64));
         group.bench_function(shape.name, |bencher| {
             bencher.iter(|| {
-                let output = TrainStep::step(&model, batch.clone());
-                model = optimizer.step(3e-4, model.clone(), output.grads);
-                black_box(output.item.losses.into_data());
+                let mut gradients = GradientsAccumulator::new();
+                for (output, part) in workers.compute(&model, parts.clone()).unwrap() {
+                    gradients.accumulate(&model, part);
+                    black_box(output.losses.into_data());
+                }
+                model = optimizer.step(3e-4, model.clone(), gradients.grads());
             });
         });
     }
@@ -62,6 +73,48 @@ fn decoding(criterion: &mut Criterion) {
                     bencher.iter(|| black_box(greedy(&model, prompt, decoding, &device).unwrap()));
                 },
             );
+        }
+    }
+    group.finish();
+}
+
+/// Six latent steps and an answer of two tokens; rows leave at different layers, so that groups are
+/// uneven.
+fn latent(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("latent");
+    group.sample_size(20);
+    let shape = Shape::arith_dag();
+    let device = Device::flex();
+    let backbone = shape.transformer(&device).unwrap();
+    let model = LatentTransformer::new(backbone, &Feedback::default(), &device);
+    let shortcuts = Shortcuts::new(&ShortcutConfig::default(), &shape.model, 1, &device);
+    let leaves = |row: usize, slot: usize, boundary: usize| (row + slot + boundary) % 3 == 0;
+    let staircase = ExitRule::Plan {
+        shortcuts: Some(&shortcuts),
+        leaves: &leaves,
+    };
+    for (name, rule) in [("full", ExitRule::Full), ("staircase", staircase)] {
+        let method = LatentMethod {
+            model: &model,
+            device: &device,
+            latent_steps: 6,
+            trained_latents: 6,
+            positions: SlotPositions::Contiguous,
+            rule,
+            key_values: KeyValueRule::Holes,
+            landing: Landing::SameBoundary,
+            answer_start: &[3],
+            decoding: Decoding {
+                stop: u32::MAX,
+                max_tokens: 2,
+            },
+        };
+        for batch in [1, 64] {
+            let prompt = shape.prompt(batch, 37);
+            group.throughput(Throughput::Elements(batch as u64));
+            group.bench_with_input(BenchmarkId::new(name, batch), &prompt, |bencher, prompt| {
+                bencher.iter(|| black_box(method.respond(prompt).unwrap()));
+            });
         }
     }
     group.finish();
@@ -95,6 +148,7 @@ fn settled(criterion: &mut Criterion) {
     sesqui::memory::keep_freed_memory();
     training(criterion);
     decoding(criterion);
+    latent(criterion);
     data(criterion);
 }
 

@@ -63,18 +63,22 @@ impl Shape {
         Transformer::new(&self.model, self.vocabulary, 1, device)
     }
 
-    /// A full batch of arbitrary tokens with a target at every position.
-    pub fn training_batch(&self) -> SequenceBatch {
-        let cells = self.batch * self.seq;
+    /// A full batch of arbitrary tokens with a target at every position, in equal `parts`.
+    pub fn training_parts(&self, parts: usize) -> Vec<SequenceBatch> {
+        (0..parts).map(|_| self.rows(self.batch / parts)).collect()
+    }
+
+    fn rows(&self, batch: usize) -> SequenceBatch {
+        let cells = batch * self.seq;
         SequenceBatch {
-            batch: self.batch,
+            batch,
             seq: self.seq,
             input_ids: self.tokens(cells, 0),
             position_ids: (0..cells).map(|cell| (cell % self.seq) as i32).collect(),
             real: vec![true; cells],
             target_ids: self.tokens(cells, 1),
             loss_weights: vec![1.0; cells],
-            problems: (0..self.batch as u32).collect(),
+            problems: (0..batch as u32).collect(),
             tokens: cells,
         }
     }

@@ -8,7 +8,7 @@ use sesqui_model::{Transformer, huggingface};
 use sesqui_run::RunPaths;
 use sesqui_trainer::Checkpoints;
 
-use crate::experiment::{Experiment, Initialize, Stage};
+use crate::experiment::{Experiment, Initialize, Objective, Stage};
 use crate::misuse::Misuse;
 use crate::opened::Opened;
 use crate::trained::Trained;
@@ -148,6 +148,12 @@ pub fn check_starts(experiment: &Experiment, workbench: &Workbench) -> Result<()
                     }
                 }
             }
+        }
+        if let Objective::Align(config) = &stage.objective {
+            let settings = workbench.latent_settings(config);
+            let asked = experiment.reasoning.latent_steps;
+            let context = experiment.model.context;
+            workbench.check_latents(stage, &settings, context, asked)?;
         }
     }
     Ok(())

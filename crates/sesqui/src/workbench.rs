@@ -201,6 +201,68 @@ impl Workbench {
         }
     }
 
+    /// Whether the latent steps of a stage fit `context` positions, in training and when `latent_steps`
+    /// of them are asked for in a test, before anything is trained.
+    ///
+    /// # Errors
+    ///
+    /// Names the setting and the first problem that does not fit.
+    pub fn check_latents(
+        &self,
+        stage: &Stage,
+        settings: &LatentSettings,
+        context: usize,
+        latent_steps: usize,
+    ) -> Result<()> {
+        if stage.batches.too_long == TooLong::Fail {
+            for problem in &self.train {
+                self.latent_fits(stage, settings, context, problem)?;
+            }
+        }
+        let most = self
+            .train
+            .iter()
+            .max_by_key(|problem| settings.latents.needed(problem));
+        self.latent_problems(settings, most.map_or(&[], std::slice::from_ref))?;
+        let asked = LatentSettings {
+            count: settings.count.max(latent_steps),
+            ..settings.clone()
+        };
+        for problem in self.tests.iter().flat_map(|split| &split.encoded) {
+            let length = self.latent_end(&asked, problem)?;
+            if length > context && latent_steps > settings.count {
+                return Err(Misuse(format!(
+                    "reasoning.latent_steps: with {latent_steps} latent steps question {} needs \
+                     {length} positions, the model's context has {context}; take fewer, or raise \
+                     model.context",
+                    problem.id
+                ))
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    fn latent_fits(
+        &self,
+        stage: &Stage,
+        settings: &LatentSettings,
+        context: usize,
+        problem: &EncodedProblem,
+    ) -> Result<()> {
+        let length = self.latent_end(settings, problem)?;
+        if length <= context {
+            return Ok(());
+        }
+        Err(Misuse(format!(
+            "stages.{}.objective.latents: with {} latent steps problem {} needs {length} positions, \
+             the model's context has {context}; lower latents.count or latents.positions, raise \
+             model.context, or set batches.too_long = \"skip\"",
+            stage.name, settings.count, problem.id
+        ))
+        .into())
+    }
+
     /// Training batches of a latent stage, with what did not fit `context` positions; `rollout` says
     /// for each optimizer step where the inputs of latent steps come from.
     ///
@@ -228,15 +290,7 @@ impl Workbench {
                     id: problem.id,
                     length,
                 }),
-                TooLong::Fail => {
-                    return Err(Misuse(format!(
-                        "stage {}: with {} latent steps problem {} needs {length} positions, the \
-                         model's context has {context}; lower objective.latents.count or \
-                         objective.latents.positions.stride, or raise model.context",
-                        stage.name, settings.count, problem.id
-                    ))
-                    .into());
-                }
+                TooLong::Fail => self.latent_fits(stage, settings, context, &problem)?,
             }
         }
         let problems = self.latent_problems(settings, &kept)?;

@@ -182,7 +182,9 @@ fn answer(
         }
         Trained::Latent(latent) => {
             let method = latent.method(device, task, &config, &reasoning);
-            method.decode(&prompt)?;
+            method.decode(&prompt).map_err(|error| {
+                Misuse(format!("the latent steps do not fit the model: {error}"))
+            })?;
             let decoded = method.decode(&prompt)?;
             say(show::latent_steps(&latent.model, task.tokenizer, &decoded)?)?;
             method.responses(&prompt, decoded)

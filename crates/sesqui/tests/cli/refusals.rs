@@ -54,6 +54,45 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
          state.json); give \
          <run>/checkpoints/<stage>/step-…",
     ),
+    (
+        "train",
+        &["--set", "stages.system15.initialize.stage=cot"],
+        "stages.system15.initialize: cot has objective cot, but shortcuts are learned over an \
+         aligned student; start from latent",
+    ),
+    (
+        "train",
+        &["--set", "stages.latent.initialize.kind=scratch"],
+        "stages.latent.initialize: it starts from scratch, but it learns from a chain-of-thought \
+         model; start from cot",
+    ),
+    (
+        "train",
+        &["--set", "stages.latent.objective.latents.count=4"],
+        "problem arith-dag/train/n5/0 needs 5 latent steps, there are 4; raise latents.count, or \
+         set it to 0",
+    ),
+    (
+        "train",
+        &[
+            "--set",
+            "stages.latent.objective.latents.positions={ kind = \"strided\", offset = 5, stride = \
+             20 }",
+        ],
+        "stages.latent.objective.latents: with 6 latent steps problem arith-dag/train/n2/0 needs \
+         160 positions, the model's context has 128; lower latents.count or latents.positions, \
+         raise model.context, or set batches.too_long = \"skip\"",
+    ),
+    (
+        "train",
+        &["--set", "reasoning.exit_threshold=1.5"],
+        "reasoning.exit_threshold: 1.5 is not in [0, 1]; 1 runs every layer",
+    ),
+    (
+        "evaluate",
+        &["DIR", "--latent-steps", "1,0"],
+        "--latent-steps 0: a latent model takes at least one latent step",
+    ),
     #[cfg(unix)]
     (
         "train",

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::support::{files, program, root, said, succeed};
 
-/// Small enough for seconds, with checkpoints, validations and two stages to be cut up.
+/// Small enough for seconds, with checkpoints, validations and all kinds of stages to be cut up.
 const SETTINGS: &[&str] = &[
     "data.train_per_length=60",
     "data.validation_per_length=2",
@@ -27,6 +27,14 @@ const SETTINGS: &[&str] = &[
     "stages.cot.training.accumulation=2",
     "stages.cot.training.validate_every=25",
     "stages.cot.training.checkpoints={ every = 4, keep_last = 3, keep_at = [] }",
+    "stages.latent.training.steps=40",
+    "stages.latent.training.validate_every=15",
+    "stages.latent.training.checkpoints={ every = 6, keep_last = 2, keep_at = [] }",
+    "stages.latent.objective.feeding={ kind = \"corrected\", until = 0.3 }",
+    "stages.latent.objective.exit_dropout={ kind = \"late\", start = 0.5, share = 0.5 }",
+    "stages.system15.training.steps=30",
+    "stages.system15.training.validate_every=12",
+    "stages.system15.training.checkpoints={ every = 5, keep_last = 2, keep_at = [] }",
 ];
 
 const KILLS: u64 = 10;
@@ -114,7 +122,7 @@ fn killed_and_interrupted_runs_end_like_uninterrupted_ones() {
     );
     let total = rows(&whole).len();
     let checkpoints = files(&whole.join("checkpoints"));
-    for stage in ["no_cot", "cot"] {
+    for stage in ["no_cot", "cot", "latent", "system15"] {
         for file in ["model.bpk", "optimizer.bpk", "state.json"] {
             let path = Path::new(stage).join("step-00000060").join(file);
             assert!(checkpoints.contains_key(&path), "{}", path.display());

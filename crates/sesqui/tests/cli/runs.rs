@@ -46,7 +46,7 @@ fn a_run_can_be_trained_evaluated_asked_and_exported() {
     // The summary, by its schema and by its names.
     let summary = Summary::read(&at.join("summary.json")).unwrap();
     let methods: Vec<&str> = summary.rows.iter().map(|row| row.method.as_str()).collect();
-    assert_eq!(methods, ["no_cot", "cot"]);
+    assert_eq!(methods, ["no_cot", "cot", "latent", "system15"]);
     for row in &summary.rows {
         assert_eq!(
             (row.dataset.as_str(), row.split.as_str(), row.n),
@@ -98,6 +98,7 @@ fn a_run_can_be_trained_evaluated_asked_and_exported() {
     assert_eq!(rows[1].accuracy, summary.rows[1].accuracy);
 
     evaluations(&at, &summary);
+    grid(path);
     questions(path);
     export(&at, folder.path());
 }
@@ -192,6 +193,58 @@ fn evaluations(at: &Path, summary: &Summary) {
     );
 }
 
+/// Both thresholds over a grid.
+fn grid(path: &str) {
+    let words = [
+        "--stage",
+        "system15",
+        "--questions",
+        "10",
+        "--timing-questions",
+        "0",
+    ];
+    let lists = ["--exit-threshold", "0,1", "--latent-steps", "1,3,6"];
+    let out = succeed("evaluate", &[&[path], &words[..], &lists].concat());
+    assert!(out.contains("exit threshold \\ latent steps"), "{out}");
+    let file = out
+        .lines()
+        .find_map(|line| line.strip_prefix("written: "))
+        .unwrap();
+    let cells: Vec<Value> = std::fs::read_to_string(file)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let calls: Vec<(f64, u64, f64)> = cells
+        .iter()
+        .map(|cell| {
+            let calls = cell["summary"]["layer_calls"].as_f64().unwrap();
+            let threshold = cell["exit_threshold"].as_f64().unwrap();
+            (threshold, cell["latent_steps"].as_u64().unwrap(), calls)
+        })
+        .collect();
+    // Two layers: at threshold 0 one cycle however many steps, at 1 all layers of every step.
+    let expected = [
+        (0.0, 1, 2.0),
+        (0.0, 3, 2.0),
+        (0.0, 6, 2.0),
+        (1.0, 1, 2.0),
+        (1.0, 3, 6.0),
+        (1.0, 6, 12.0),
+    ];
+    assert_eq!(calls, expected);
+    let refused = run(
+        "evaluate",
+        &[path, "--stage", "latent", "--latent-steps", "90"],
+    );
+    assert_eq!(refused.code, Some(2), "{}", refused.error);
+    assert!(
+        refused.error.contains("positions, the model has"),
+        "{}",
+        refused.error
+    );
+}
+
 fn questions(path: &str) {
     let out = succeed(
         "generate",
@@ -213,6 +266,29 @@ fn questions(path: &str) {
     assert!(out.contains("expected   "), "{out}");
     let out = succeed("generate", &[path, "--question", "a=3+5;b=?a*é;"]);
     assert!(out.contains("read as unknown: ?é"), "{out}");
+    // The last stage reasons in latent steps; at threshold 0 every one but the last leaves at once.
+    let asked = [path, "--question", "a=3+5;b=a*2;"];
+    let out = succeed(
+        "generate",
+        &[&asked[..], &["--exit-threshold", "0"]].concat(),
+    );
+    for part in [
+        "question's end    layers 0..2   reads ",
+        "latent step 1     layers 0..1   router 1: 0.",
+        "latent step 2     layers 1..1   router 1: 0.",
+        "handed on to the next step at layer 1",
+        "latent step 6     layers 1..2   reads ",
+        "6 latent steps",
+    ] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    let whole = ["--exit-threshold", "1", "--latent-steps", "2"];
+    let out = succeed("generate", &[&asked[..], &whole].concat());
+    assert!(
+        out.contains("latent step 2     layers 0..2   reads "),
+        "{out}"
+    );
+    assert!(!out.contains("latent step 3"), "{out}");
     for (arguments, part) in [
         (&["--question", " "][..], "error: --question is empty"),
         (
@@ -228,8 +304,16 @@ fn questions(path: &str) {
             "the question does not fit the model: ",
         ),
         (
+            &["--question", "a=1+1;", "--exit-threshold", "2"],
+            "--exit-threshold: 2 is not in [0, 1]",
+        ),
+        (
+            &["--question", "a=1+1;", "--latent-steps", "40"],
+            "the latent steps do not fit the model: ",
+        ),
+        (
             &["--stage", "cto", "--question", "?"],
-            "--stage cto: the run has the stages no_cot, cot",
+            "--stage cto: the run has the stages no_cot, cot, latent, system15",
         ),
     ] {
         let refused = run("generate", &[&[path], arguments].concat());
@@ -272,7 +356,7 @@ fn export(at: &Path, folder: &Path) {
         let logits = model.forward(ids, positions, Visibility::causal(4, &device));
         logits.into_data().iter::<f32>().collect::<Vec<f32>>()
     };
-    assert_eq!(logits(&original), logits(&exported));
+    assert_eq!(logits(original.backbone()), logits(&exported));
     let tokenizer = sesqui_dataset::tokenizer::Tokenizer::load(&out.join("tokenizer.json"), None);
     assert_eq!(
         tokenizer.unwrap().hash().unwrap(),
