@@ -65,7 +65,7 @@ impl Default for AlignWeights {
             answer: 1.0,
             answer_alignment: 1.0,
             reasoning_alignment: 1.0,
-            read_out: 1.0,
+            read_out: 4.0,
             teacher: 1.0,
         }
     }
@@ -106,6 +106,9 @@ pub struct Align {
     teacher: Option<Transformer>,
     #[module(skip)]
     weights: AlignWeights,
+    /// Greatest probability with which an independent step leaves under exit dropout.
+    #[module(skip)]
+    independent: f64,
 }
 
 const NAMES: &[&str] = &[
@@ -135,6 +138,10 @@ impl Align {
                 Teacher::Shared => None,
             },
             weights: config.weights.clone(),
+            independent: match config.exit_dropout {
+                ExitDropout::Never => 0.0,
+                ExitDropout::Late { independent, .. } => independent,
+            },
         }
     }
 
@@ -155,7 +162,7 @@ impl Align {
             Rollout::TeacherForced => (lesson.forced(), full),
             Rollout::Student { correction, exits } => {
                 let leaves = match exits {
-                    Some(seed) => Leaves::dropout(batch, seed),
+                    Some(seed) => Leaves::dropout(batch, seed, self.independent),
                     None => Leaves::new(batch, |_| None),
                 };
                 let leaves = |row: usize, slot: usize, at: usize| leaves.leaves(row, slot, at);

@@ -44,13 +44,15 @@ impl Default for Feeding {
 pub enum ExitDropout {
     /// As printed.
     Never,
-    /// In some free-running batches, padding leaves at boundary 1, and independent steps do with a
-    /// probability `min(1, 2u)`, `u` uniform per batch.
+    /// In some batches in which the student feeds itself, padding leaves at boundary 1, and
+    /// independent steps do with a probability `independent min(1, 2u)`, `u` uniform per batch.
     Late {
         /// Fraction of all steps before which there is none.
         start: f64,
-        /// Share of the free-running batches after that.
+        /// Share of those batches after that.
         share: f64,
+        /// Greatest probability with which an independent step leaves.
+        independent: f64,
     },
 }
 
@@ -59,6 +61,7 @@ impl Default for ExitDropout {
         Self::Late {
             start: 0.75,
             share: 0.5,
+            independent: 0.0,
         }
     }
 }
@@ -83,15 +86,19 @@ impl ExitDropout {
     /// What is wrong with the numbers, if anything: the key and the reason.
     pub fn problem(&self) -> Option<(&'static str, String)> {
         match self {
-            Self::Late { start, share }
-                if !((0.0..=1.0).contains(start) && (0.0..=1.0).contains(share)) =>
-            {
-                Some((
-                    "exit_dropout",
-                    format!("start {start} and share {share} must lie in [0, 1]"),
-                ))
-            }
-            _ => None,
+            Self::Late {
+                start,
+                share,
+                independent,
+            } => [
+                ("start", start),
+                ("share", share),
+                ("independent", independent),
+            ]
+            .into_iter()
+            .find(|(_, value)| !(0.0..=1.0).contains(*value))
+            .map(|(key, value)| ("exit_dropout", format!("{key} {value} must lie in [0, 1]"))),
+            Self::Never => None,
         }
     }
 }
@@ -119,7 +126,7 @@ pub fn rollout(feeding: Feeding, exits: ExitDropout, seed: u64, step: u64, steps
             _ => Correction::Never,
         },
         exits: match exits {
-            ExitDropout::Late { start, share } if done >= start && second < share => {
+            ExitDropout::Late { start, share, .. } if done >= start && second < share => {
                 Some(exit_seed)
             }
             _ => None,
@@ -156,10 +163,10 @@ impl Leaves {
         Self { slots, boundaries }
     }
 
-    /// Exit dropout of stage 1.
-    pub fn dropout(batch: &LatentBatch, seed: u64) -> Self {
+    /// Exit dropout of stage 1; independent steps leave with a probability of at most `independent`.
+    pub fn dropout(batch: &LatentBatch, seed: u64, independent: f64) -> Self {
         let mut draws = generator(seed, 0, b"dropouts");
-        let probability = (2.0 * uniform(&mut draws)).min(1.0);
+        let probability = independent * (2.0 * uniform(&mut draws)).min(1.0);
         Self::new(batch, |label| {
             let draw = uniform(&mut draws);
             match label {

@@ -171,9 +171,11 @@ impl Default for Experiment {
             stride: 7,
         };
         let mut latent = stage("latent", Objective::Align(align), Some("cot"));
-        latent.training.steps = 2_000;
+        // Later latent steps are trained by longer problems only.
+        latent.batches.length_exponent = 2;
+        latent.training.steps = 3_500;
         latent.training.learning_rate.decay = Decay::Linear {
-            start: 0.6,
+            start: 0.4,
             end: 0.05,
         };
         let shortcut = Objective::Shortcut(ShortcutStageConfig::default());

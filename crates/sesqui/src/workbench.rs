@@ -214,16 +214,17 @@ impl Workbench {
         context: usize,
         latent_steps: usize,
     ) -> Result<()> {
-        if stage.batches.too_long == TooLong::Fail {
-            for problem in &self.train {
-                self.latent_fits(stage, settings, context, problem)?;
+        let needed = |problem: &&EncodedProblem| settings.latents.needed(problem);
+        let hardest = match stage.batches.too_long {
+            TooLong::Fail => {
+                for problem in &self.train {
+                    self.latent_fits(stage, settings, context, problem)?;
+                }
+                self.train.iter().max_by_key(needed)
             }
-        }
-        let most = self
-            .train
-            .iter()
-            .max_by_key(|problem| settings.latents.needed(problem));
-        self.latent_problems(settings, most.map_or(&[], std::slice::from_ref))?;
+            TooLong::Skip => self.train.iter().min_by_key(needed),
+        };
+        self.latent_problems(settings, hardest.map_or(&[], std::slice::from_ref))?;
         let asked = LatentSettings {
             count: settings.count.max(latent_steps),
             ..settings.clone()
@@ -263,7 +264,8 @@ impl Workbench {
         .into())
     }
 
-    /// Training batches of a latent stage, with what did not fit `context` positions; `rollout` says
+    /// Training batches of a latent stage, with what did not fit its latent steps or `context`
+    /// positions; `rollout` says
     /// for each optimizer step where the inputs of latent steps come from.
     ///
     /// # Errors
@@ -284,13 +286,17 @@ impl Workbench {
         let mut kept = Vec::with_capacity(fitted.problems.len());
         for problem in fitted.problems {
             let length = self.latent_end(settings, &problem)?;
+            let needed = settings.latents.needed(&problem);
             match too_long {
-                _ if length <= context => kept.push(problem),
+                _ if length <= context && needed <= settings.count => kept.push(problem),
                 TooLong::Skip => fitted.skipped.push(Skipped {
                     id: problem.id,
                     length,
                 }),
-                TooLong::Fail => self.latent_fits(stage, settings, context, &problem)?,
+                TooLong::Fail => {
+                    self.latent_fits(stage, settings, context, &problem)?;
+                    kept.push(problem);
+                }
             }
         }
         let problems = self.latent_problems(settings, &kept)?;

@@ -69,8 +69,8 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
     (
         "train",
         &["--set", "stages.latent.objective.latents.count=4"],
-        "problem arith-dag/train/n5/0 needs 5 latent steps, there are 4; raise latents.count, or \
-         set it to 0",
+        "problem arith-dag/train/n6/199 needs 6 latent steps, there are 4; raise latents.count, \
+         or set it to 0",
     ),
     (
         "train",

@@ -82,6 +82,7 @@ fn a_run_can_be_trained_evaluated_asked_and_exported() {
             "latent_steps",
             "layer_calls",
             "flops",
+            "reason_flops",
             "reason_ms",
             "total_ms",
             "seed",
