@@ -31,7 +31,8 @@ const SETTINGS: &[&str] = &[
     "stages.latent.training.validate_every=15",
     "stages.latent.training.checkpoints={ every = 6, keep_last = 2, keep_at = [] }",
     "stages.latent.objective.feeding={ kind = \"corrected\", until = 0.3 }",
-    "stages.latent.objective.exit_dropout={ kind = \"late\", start = 0.5, share = 0.5 }",
+    "stages.latent.objective.exit_dropout={ kind = \"late\", start = 0.5, share = 0.5, \
+     independent = 0.5 }",
     "stages.system15.training.steps=30",
     "stages.system15.training.validate_every=12",
     "stages.system15.training.checkpoints={ every = 5, keep_last = 2, keep_at = [] }",

@@ -115,7 +115,7 @@ fn evaluations(at: &Path, summary: &Summary) {
     );
     let after = files(&at.join("eval"));
     assert!(before.iter().all(|(path, bytes)| after[path] == *bytes));
-    assert_eq!(after.len(), before.len() + 4);
+    assert_eq!(after.len(), before.len() + 2 * summary.rows.len());
     for line in out
         .lines()
         .filter_map(|line| line.strip_prefix("written: "))
