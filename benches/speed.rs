@@ -88,7 +88,8 @@ fn latent(criterion: &mut Criterion) {
     let backbone = shape.transformer(&device).unwrap();
     let model = LatentTransformer::new(backbone, &Feedback::default(), &device);
     let shortcuts = Shortcuts::new(&ShortcutConfig::default(), &shape.model, 1, &device);
-    let leaves = |row: usize, slot: usize, boundary: usize| (row + slot + boundary) % 3 == 0;
+    let leaves =
+        |row: usize, slot: usize, boundary: usize| (row + slot + boundary).is_multiple_of(3);
     let staircase = ExitRule::Plan {
         shortcuts: Some(&shortcuts),
         leaves: &leaves,
