@@ -352,10 +352,17 @@ impl LatentBatch {
         pad: u32,
         rollout: Rollout,
     ) -> Result<Self, DatasetError> {
-        let picked: Vec<&LatentProblem> = rows
+        let picked = rows
             .iter()
-            .filter_map(|row| problems.get(*row as usize))
-            .collect();
+            .map(|row| {
+                problems.get(*row as usize).ok_or_else(|| {
+                    DatasetError::Config(format!(
+                        "row {row} is not there; there are {}",
+                        problems.len()
+                    ))
+                })
+            })
+            .collect::<Result<Vec<&LatentProblem>, _>>()?;
         let sequences: Vec<Sequence> = picked
             .iter()
             .map(|problem| problem.sequence.clone())

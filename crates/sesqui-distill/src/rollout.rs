@@ -150,7 +150,7 @@ pub struct Leaves {
 }
 
 impl Leaves {
-    /// From a decision per row and latent step.
+    /// From a decision per row and latent step; the last one of a row stays.
     pub fn new(
         batch: &LatentBatch,
         mut decide: impl FnMut(Option<SlotLabel>) -> Option<usize>,
@@ -158,7 +158,12 @@ impl Leaves {
         let slots = batch.slots;
         let boundaries = (0..batch.batch)
             .flat_map(|row| (0..slots).map(move |slot| (row, slot)))
-            .map(|(row, slot)| decide(batch.labels[row * (slots + 1) + slot + 1]))
+            .map(|(row, slot)| {
+                let outputs = &batch.labels[row * (slots + 1)..][..slots + 1];
+                // A row's last latent step runs to the top, also beside rows that have more.
+                let last = outputs.get(slot + 2).copied().flatten().is_none();
+                decide(outputs[slot + 1]).filter(|_| !last)
+            })
             .collect();
         Self { slots, boundaries }
     }

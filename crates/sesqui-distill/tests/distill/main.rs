@@ -1,0 +1,14 @@
+//! What one training step means, on models of three layers and problems of two to four steps.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test may fail loudly, its helpers too"
+)]
+
+mod batches;
+mod feeding;
+mod gradients;
+mod latents;
+mod losses;
+mod stage2;
+mod support;
