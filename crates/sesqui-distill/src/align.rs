@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor};
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 use serde::{Deserialize, Serialize};
 use sesqui_model::Transformer;
-use sesqui_model::latent::LatentTransformer;
+use sesqui_model::latent::{LatentTransformer, SlotPositions};
 use sesqui_shortcut::walk::ExitRule;
 use sesqui_shortcut::{ExitPlan, KeyValueRule, staircase_pass};
 use sesqui_trainer::StepOutput;
@@ -53,7 +53,7 @@ pub struct AlignWeights {
     pub answer_alignment: f64,
     /// Squared difference to the teacher at latent steps (D5); 0 as printed.
     pub reasoning_alignment: f64,
-    /// Cross-entropy of the token that the teacher predicts there; 0 as printed.
+    /// Cross-entropy of the token that follows there in the chain of thought; 0 as printed.
     pub read_out: f64,
     /// Cross-entropy of the chain of thought (Eq. 7), where the teacher shares the weights.
     pub teacher: f64,
@@ -90,6 +90,11 @@ impl AlignConfig {
         if weights[..4].iter().all(|(_, weight)| *weight == 0.0) {
             let reason = "all are 0: the student would learn nothing".to_owned();
             return Some(("weights".to_owned(), reason));
+        }
+        if let SlotPositions::Strided { stride: 0, .. } = self.latents.positions {
+            let reason =
+                "stride must be at least 1: latent steps need places of their own".to_owned();
+            return Some(("latents.positions".to_owned(), reason));
         }
         let problem = self.feeding.problem().or(self.exit_dropout.problem());
         problem.map(|(key, reason)| (key.to_owned(), reason))

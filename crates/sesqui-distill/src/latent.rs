@@ -294,7 +294,7 @@ pub enum Rollout {
 pub enum Correction {
     /// Nothing.
     Never,
-    /// The teacher's takes its place where the head does not read the teacher's next token from it:
+    /// The teacher's takes its place where the head does not read the right next token from it:
     /// what is fed always stands for the right result, in the student's form as soon as it can.
     WhereWrong,
 }
@@ -321,7 +321,7 @@ pub struct LatentBatch {
     pub real: Vec<bool>,
     /// `[batch, slots + 1]`: cell of the teacher's `[batch, seq]` that holds the state to be matched.
     pub target_cells: Vec<i32>,
-    /// `[batch, slots + 1]`: the token that the teacher predicts there.
+    /// `[batch, slots + 1]`: the token that follows there in the chain of thought.
     pub read_out: Vec<i32>,
     /// `[batch, slots + 1]`; `None` at latent steps that a row does not have.
     pub labels: Vec<Option<SlotLabel>>,

@@ -146,9 +146,39 @@ impl ShortcutStageConfig {
         if let Some((key, reason)) = self.shortcuts.problem() {
             return Some((format!("shortcuts.{key}"), reason));
         }
+        let weights = match &self.loss {
+            ShortcutLoss::Staircase(config) => [
+                ("loss.answer", config.answer),
+                ("loss.alignment", config.alignment),
+                ("loss.routers", config.routers),
+            ],
+            ShortcutLoss::Composition(config) => [
+                ("loss.beta", config.beta),
+                ("loss.gamma", config.gamma),
+                ("loss.gamma", config.gamma),
+            ],
+        };
+        for (key, weight) in weights {
+            if !weight.is_finite() || weight < 0.0 {
+                let reason = format!("{weight} is not a weight; give 0 or more");
+                return Some((key.to_owned(), reason));
+            }
+        }
         let ShortcutLoss::Staircase(config) = &self.loss else {
             return None;
         };
+        if weights.iter().all(|(_, weight)| *weight == 0.0) {
+            let reason = "all weights are 0: nothing would be learned".to_owned();
+            return Some(("loss".to_owned(), reason));
+        }
+        if let Some(threshold) = config
+            .thresholds
+            .iter()
+            .find(|threshold| !(0.0..=1.0).contains(*threshold))
+        {
+            let reason = format!("{threshold} is not in [0, 1]");
+            return Some(("loss.thresholds".to_owned(), reason));
+        }
         let rest = 1.0 - config.non_critical - config.random;
         if config.non_critical < 0.0 || config.random < 0.0 || rest < -1e-9 {
             return Some((
@@ -207,12 +237,16 @@ impl Shortcut {
     }
 
     fn losses(&self, batch: &LatentBatch) -> (&'static [&'static str], Tensor<1>) {
-        match &self.config.loss {
+        let (names, losses) = match &self.config.loss {
             ShortcutLoss::Staircase(config) => (STAIRCASE_NAMES, self.staircase(batch, config)),
             ShortcutLoss::Composition(config) => {
                 (COMPOSITION_NAMES, self.composition(batch, config))
             }
-        }
+        };
+        // A batch in which no adapter and no router took part teaches nothing. Burn has no backward
+        // pass for that, so its gradient is made zero rather than none.
+        let nothing = self.shortcuts.routers[0].output.weight.val().sum();
+        (names, losses + nothing.mul_scalar(0.0))
     }
 
     fn lesson(&self, batch: &LatentBatch) -> Lesson {

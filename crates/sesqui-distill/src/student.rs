@@ -73,7 +73,7 @@ impl Lesson {
 /// early, gets a state that its latent step does not use.
 ///
 /// With `corrected`, the teacher's state takes the place of each from which the head does not read the
-/// token that the teacher reads there. `student` and whatever `rule` holds must be off the autodiff
+/// token that follows there in the chain of thought. `student` and whatever `rule` holds must be off the autodiff
 /// tape: nothing is propagated back.
 pub fn own_inputs(
     student: &LatentTransformer,
@@ -183,7 +183,7 @@ pub struct Outcome {
     outputs: Tensor<2>,
     /// Their targets.
     wanted: Tensor<2>,
-    /// The tokens that the teacher predicts there.
+    /// The tokens that follow there in the chain of thought.
     read_out: Vec<i32>,
     /// Answer states, `[answer cells, d_model]`.
     answer: Tensor<2>,
@@ -248,7 +248,7 @@ impl Outcome {
         )
     }
 
-    /// Cross-entropy of the token that the teacher predicts where the output is aligned, mean nats,
+    /// Cross-entropy of the token that follows where the output is aligned, mean nats,
     /// `[1]`: the latent can be read by the head. An extension of the paper.
     pub fn read_out_loss(&self, student: &LatentTransformer) -> Tensor<1> {
         let weights = vec![1.0; self.read_out.len()];

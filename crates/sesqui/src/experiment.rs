@@ -287,6 +287,12 @@ impl Experiment {
             if stage.batches.batch_size == 0 {
                 return fail(key("batches.batch_size"), "must be at least 1".to_owned());
             }
+            if stage.batches.length_exponent > 16 {
+                return fail(
+                    key("batches.length_exponent"),
+                    "above 16 hardly any but the longest rows are left".to_owned(),
+                );
+            }
             let (rows, parts) = (stage.batches.batch_size as u64, stage.training.accumulation);
             if !rows.is_multiple_of(parts) {
                 return fail(

@@ -11,7 +11,7 @@ use sesqui_trainer::Checkpoints;
 use crate::experiment::{Experiment, Initialize, Objective, Stage};
 use crate::misuse::Misuse;
 use crate::opened::Opened;
-use crate::trained::Trained;
+use crate::trained::{LatentSettings, Trained};
 use crate::workbench::Workbench;
 
 /// A run as seen from its stages: its configuration, its checkpoints, its vocabulary.
@@ -149,8 +149,24 @@ pub fn check_starts(experiment: &Experiment, workbench: &Workbench) -> Result<()
                 }
             }
         }
-        if let Objective::Align(config) = &stage.objective {
-            let settings = workbench.latent_settings(config);
+        let settings = match (&stage.objective, &stage.initialize) {
+            (Objective::Align(config), _) => Some(workbench.latent_settings(config)),
+            (Objective::Shortcut(_), Initialize::Checkpoint { path }) => {
+                let opened = Opened::checkpoint(path)?;
+                if opened.run().is_none() {
+                    return Err(Misuse(format!(
+                        "stages.{}.initialize.path: {} lies in no run directory, where the \
+                         student's teacher would be; give a checkpoint in its run",
+                        stage.name,
+                        path.display()
+                    ))
+                    .into());
+                }
+                Some(LatentSettings::read(path)?)
+            }
+            _ => None,
+        };
+        if let Some(settings) = settings {
             let asked = experiment.reasoning.latent_steps;
             let context = experiment.model.context;
             workbench.check_latents(stage, &settings, context, asked)?;

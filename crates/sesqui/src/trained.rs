@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use burn::module::Module;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
+use sesqui_distill::latent::Padding;
 use sesqui_distill::{Align, LatentConfig, Shortcut, Supervised};
 use sesqui_eval::{EvaluationConfig, LatentMethod, Method, Task, TokenDecoding};
 use sesqui_model::Transformer;
@@ -116,7 +117,11 @@ impl Latent {
             model: &self.model,
             device,
             latent_steps: self.steps(reasoning),
-            trained_latents: self.settings.count,
+            // Without padding the answer was trained right after the steps of each problem.
+            trained_latents: match self.settings.latents.padding {
+                Padding::Answer => self.settings.count,
+                Padding::None => 0,
+            },
             positions: self.settings.latents.positions,
             rule: self.rule(reasoning.exit_threshold),
             key_values: self.settings.key_values,
