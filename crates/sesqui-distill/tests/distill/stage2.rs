@@ -81,6 +81,23 @@ fn shortcuts_move_and_the_student_stays_bit_for_bit() {
     }
 }
 
+/// No exit, and no loss on the routers: nothing that is trained takes part, which is no reason to fail.
+#[test]
+fn a_batch_that_teaches_nothing_moves_nothing() {
+    let loss = StaircaseConfig {
+        routers: 0.0,
+        non_critical: 0.0,
+        random: 0.0,
+        thresholds: vec![1.0],
+        ..StaircaseConfig::default()
+    };
+    let loss = ShortcutLoss::Staircase(loss);
+    assert_eq!(
+        moved_by(&loss, Trains::Shortcuts),
+        [vec![], vec![]] as [Vec<String>; 2]
+    );
+}
+
 #[test]
 fn everything_moves_in_the_ablation() {
     for loss in losses() {

@@ -85,6 +85,21 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "train",
+        &["--set", "stages.system15.objective.loss.answer=-3"],
+        "stages.system15.objective.loss.answer: -3 is not a weight; give 0 or more",
+    ),
+    (
+        "train",
+        &["--set", "stages.system15.objective.loss.thresholds=[7]"],
+        "stages.system15.objective.loss.thresholds: 7 is not in [0, 1]",
+    ),
+    (
+        "train",
+        &["--set", "stages.latent.batches.length_exponent=17"],
+        "stages.latent.batches.length_exponent: above 16 hardly any but the longest rows are left",
+    ),
+    (
+        "train",
         &["--set", "reasoning.exit_threshold=1.5"],
         "reasoning.exit_threshold: 1.5 is not in [0, 1]; 1 runs every layer",
     ),
