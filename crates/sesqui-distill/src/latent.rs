@@ -53,7 +53,7 @@ pub enum Padding {
     /// Holding the answer ready: the teacher's state before the answer.
     #[default]
     Answer,
-    /// There are none: every problem has as many latent steps as it needs, in training.
+    /// There are none: every problem has as many latent steps as it needs, at least 1, in training.
     None,
 }
 
@@ -236,7 +236,7 @@ impl LatentProblem {
         };
         let slots = match config.padding {
             Padding::Answer => count,
-            Padding::None => needed,
+            Padding::None => needed.max(1),
         };
         targets.resize(slots + 1, ready);
         Ok(Self {

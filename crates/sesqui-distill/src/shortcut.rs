@@ -180,7 +180,8 @@ impl ShortcutStageConfig {
             return Some(("loss.thresholds".to_owned(), reason));
         }
         let rest = 1.0 - config.non_critical - config.random;
-        if config.non_critical < 0.0 || config.random < 0.0 || rest < -1e-9 {
+        // Written so that what is not a number is refused too.
+        if !(config.non_critical >= 0.0 && config.random >= 0.0 && rest >= -1e-9) {
             return Some((
                 "loss.non_critical".to_owned(),
                 "shares of batches lie in [0, 1] and sum to at most 1, with loss.random".to_owned(),

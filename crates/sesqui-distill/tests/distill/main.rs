@@ -6,9 +6,15 @@
 )]
 
 mod batches;
+mod by_hand;
+mod composition;
+mod edges;
 mod feeding;
 mod gradients;
 mod latents;
 mod losses;
+mod reference;
+mod resume;
+mod rollouts;
 mod stage2;
 mod support;

@@ -1,0 +1,250 @@
+//! Both stages under the training loop: the bytes do not depend on interruptions or on workers.
+
+use std::path::Path;
+
+use burn::module::Module;
+use burn::train::{InferenceStep, Interrupter};
+use sesqui_dataset::batch::BatchConfig;
+use sesqui_distill::align::{AlignConfig, Teacher};
+use sesqui_distill::latent::Padding;
+use sesqui_distill::rollout::{ExitDropout, Feeding, exits_drawn, rollout};
+use sesqui_distill::shortcut::{CompositionConfig, ShortcutLoss, StaircaseConfig, Trains};
+use sesqui_distill::{Align, LatentBatch, LatentBatches, Rollout, Shortcut, ShortcutStageConfig};
+use sesqui_run::{MetricRow, RowWriter};
+use sesqui_trainer::{
+    Batches, CheckpointPolicy, Checkpoints, Fit, Objective, Renderer, Stop, TrainingConfig,
+    Validation, fit,
+};
+
+use crate::support::{Data, RESULTS, moved, parameters, tracked, values};
+
+const STEPS: u64 = 6;
+const PARTS: u64 = 2;
+const SEED: u64 = 4;
+
+/// Batches that ask for a stop while this step, counted from 1, is made.
+struct Stopping<'a> {
+    batches: &'a LatentBatches,
+    stop: Option<(u64, Interrupter)>,
+}
+
+impl Batches<LatentBatch> for Stopping<'_> {
+    fn batch(&self, index: u64) -> Result<LatentBatch, String> {
+        if let Some((step, interrupter)) = &self.stop
+            && index / PARTS + 1 == *step
+        {
+            interrupter.stop(None);
+        }
+        self.batches.batch(index)
+    }
+
+    fn per_epoch(&self) -> u64 {
+        self.batches.per_epoch()
+    }
+
+    fn rows(&self, index: u64) -> String {
+        self.batches.rows(index)
+    }
+}
+
+struct Course {
+    data: Data,
+    batches: LatentBatches,
+}
+
+impl Course {
+    fn new(rollout: impl Fn(u64) -> Rollout + Send + Sync + 'static) -> Self {
+        let data = Data::new();
+        let config = BatchConfig {
+            batch_size: 4,
+            ..BatchConfig::default()
+        };
+        let problems = data.problems(Padding::Answer);
+        let names = data.encoded.iter().map(|problem| problem.id.clone());
+        let names = names.collect();
+        let pad = data.tokenizer.pad_id();
+        let batches =
+            LatentBatches::new(problems, names, &config, PARTS, SEED, RESULTS, pad, rollout);
+        Self {
+            batches: batches.unwrap(),
+            data,
+        }
+    }
+
+    /// Trains, from whatever is in `folder`, up to the end or to a stop after step `stop`.
+    fn run<M>(&self, model: M, folder: &Path, workers: usize, stop: Option<u64>) -> (M, Stop)
+    where
+        M: Objective + burn::train::TrainStep<Input = LatentBatch>,
+    {
+        let mut config = TrainingConfig {
+            steps: STEPS,
+            accumulation: PARTS,
+            weight_decay: 0.1,
+            validate_every: 2,
+            checkpoints: CheckpointPolicy {
+                every: 2,
+                keep_last: 1,
+                keep_at: Vec::new(),
+            },
+            ..TrainingConfig::default()
+        };
+        config.learning_rate.warm_up_steps = 2;
+        config.learning_rate.peak = 0.01;
+        let interrupter = Interrupter::new();
+        let batches = Stopping {
+            batches: &self.batches,
+            stop: stop.map(|step| (step, interrupter.clone())),
+        };
+        let checkpoints = Checkpoints::new(
+            folder.join("checkpoints"),
+            config.checkpoints.clone(),
+            Vec::new(),
+        );
+        let (mut metrics, _) = RowWriter::<MetricRow>::open(&folder.join("metrics.jsonl")).unwrap();
+        let mut validate = |model: &M, _: u64| {
+            let batch = self.data.mixed(Rollout::TeacherForced);
+            let losses = InferenceStep::step(model, batch).losses;
+            assert!(!losses.is_autodiff());
+            let loss = Some(f64::from(values(losses)[0]));
+            Ok(Validation {
+                loss,
+                ..Validation::default()
+            })
+        };
+        let job = Fit {
+            stage: "latent",
+            config: &config,
+            seed: SEED,
+            devices: &vec![tracked(); workers],
+            batches: &batches,
+            checkpoints: &checkpoints,
+            renderer: &mut Renderer::none(Box::new(std::io::sink())),
+            metrics: &mut metrics,
+            interrupter: &interrupter,
+            validate: &mut validate,
+        };
+        let outcome = fit(model, job).unwrap();
+        (outcome.model, outcome.stop)
+    }
+
+    /// One go, two goes, and two workers; the model of the first.
+    fn check<M>(&self, what: &str, model: impl Fn() -> M) -> M
+    where
+        M: Objective + burn::train::TrainStep<Input = LatentBatch>,
+    {
+        let folders = [0; 4].map(|_| tempfile::tempdir().unwrap());
+        let [straight, broken, shared, both] = folders.each_ref().map(tempfile::TempDir::path);
+        let (expected, stop) = self.run(model(), straight, 1, None);
+        assert_eq!(stop, Stop::Finished);
+        assert_eq!(self.run(model(), broken, 1, Some(3)).1, Stop::Interrupted);
+        let (found, _) = self.run(model(), broken, 1, None);
+        let (side_by_side, _) = self.run(model(), shared, 2, None);
+        assert_eq!(self.run(model(), both, 2, Some(3)).1, Stop::Interrupted);
+        let (mixed, _) = self.run(model(), both, 1, None);
+        let expected_values = parameters(&expected);
+        for (how, model) in [
+            ("resumed", &found),
+            ("two workers", &side_by_side),
+            ("both", &mixed),
+        ] {
+            let differing = moved(&expected_values, &parameters(model));
+            assert!(differing.is_empty(), "{what}, {how}: {differing:?}");
+        }
+        for other in [broken, shared, both] {
+            for file in ["model.bpk", "optimizer.bpk", "state.json"] {
+                let read = |folder: &Path| {
+                    let step = folder.join("checkpoints").join(format!("step-{STEPS:08}"));
+                    std::fs::read(step.join(file)).unwrap()
+                };
+                assert!(read(straight) == read(other), "{what}: {file}");
+            }
+        }
+        expected
+    }
+}
+
+#[test]
+fn stage_1_ends_in_the_same_bytes() {
+    let exits = ExitDropout::Late {
+        start: 0.5,
+        share: 0.7,
+        independent: 1.0,
+    };
+    let ramp = Feeding::Ramp {
+        start: 0.0,
+        end: 0.5,
+    };
+    for (kind, feeding) in [
+        (Teacher::Frozen, Feeding::Corrected { until: 0.5 }),
+        (Teacher::Shared, ramp),
+    ] {
+        let course = Course::new(move |step| rollout(feeding, exits, SEED, step, STEPS));
+        let config = AlignConfig {
+            teacher: kind,
+            feeding,
+            exit_dropout: exits,
+            ..AlignConfig::default()
+        };
+        let model = || {
+            let teacher = course.data.teacher(1, &tracked());
+            let student = course.data.student(&teacher, &tracked());
+            Align::new(student, &teacher, &config)
+        };
+        let trained = course.check(&format!("{kind:?}, {feeding:?}"), model);
+        assert!(!moved(&parameters(&model()), &parameters(&trained)).is_empty());
+    }
+}
+
+#[test]
+fn stage_2_ends_in_the_same_bytes() {
+    let staircase = ShortcutLoss::Staircase(StaircaseConfig {
+        non_critical: 0.3,
+        random: 0.3,
+        ..StaircaseConfig::default()
+    });
+    let composition = ShortcutLoss::Composition(CompositionConfig {
+        gamma: 0.1,
+        ..CompositionConfig::default()
+    });
+    for (trains, loss) in [
+        (Trains::Shortcuts, staircase.clone()),
+        (Trains::Shortcuts, composition),
+        (Trains::Everything, staircase),
+    ] {
+        let course = Course::new(|step| exits_drawn(SEED, step));
+        let config = ShortcutStageConfig {
+            trains,
+            loss,
+            ..ShortcutStageConfig::default()
+        };
+        let model = || {
+            let teacher = course.data.teacher(1, &tracked());
+            let student = course.data.student(&teacher, &tracked());
+            let shortcuts = course.data.shortcuts(&teacher, &tracked());
+            Shortcut::new(student, shortcuts, &teacher, &config)
+        };
+        let trained = course.check(&format!("{config:?}"), model);
+        let start = model();
+        let student = moved(&parameters(&start.student), &parameters(&trained.student));
+        assert_eq!(
+            student.is_empty(),
+            trains == Trains::Shortcuts,
+            "{student:?}"
+        );
+        let shortcuts = moved(
+            &parameters(&start.shortcuts),
+            &parameters(&trained.shortcuts),
+        );
+        assert!(!shortcuts.is_empty());
+        assert!(
+            !trained
+                .valid()
+                .student
+                .backbone
+                .token_embedding
+                .weight
+                .val()
+                .is_autodiff()
+        );
+    }
+}
