@@ -89,6 +89,44 @@ fn the_answer_pulls_below_the_top_and_the_early_exit_loss_everywhere() {
     }
 }
 
+/// Printed as it is, Eq. 10 knows no path from one gate to the next: what two of them change is the sum
+/// of what each of them does. Where composed states go on, it is not.
+///
+/// Losses of order 1 carry 1e-7 each, four of them meet.
+#[test]
+fn gates_of_the_local_reading_do_not_meet() {
+    let models = Models::new(FAMILIES[0], &plain());
+    let early_exit = |composed, lower: f32, upper: f32| {
+        let mut models = models.clone();
+        for (router, by) in [(0, lower), (LAYERS - 1, upper)] {
+            let output = &mut models.shortcuts.routers[router].output;
+            output.bias = output
+                .bias
+                .take()
+                .map(|bias| bias.map(|bias| bias.add_scalar(by)));
+        }
+        let loss = ShortcutLoss::Composition(composition(composed, 1.0, 0.0));
+        let model = model(&models, loss);
+        f64::from(values(InferenceStep::step(&model, all(exits_drawn(1, 1))).losses)[2])
+    };
+    let [local, propagated] = READINGS.map(|composed| {
+        let changes = [(-1.0, 0.0), (0.0, -1.0), (-1.0, -1.0)].map(|(lower, upper)| {
+            early_exit(composed, lower, upper) - early_exit(composed, 0.0, 0.0)
+        });
+        assert!(
+            changes.iter().all(|change| change.abs() > 1e-3),
+            "{changes:?}"
+        );
+        (changes[2] - changes[1] - changes[0]).abs()
+    });
+    measured("local", local);
+    measured("propagated", propagated);
+    assert!(
+        local < 1e-6 && propagated > 1e-3,
+        "{local:e}, {propagated:e}"
+    );
+}
+
 /// Fresh gates all say sigmoid(0.85); of the four labelled steps that latent steps come to, two are not
 /// critical.
 #[test]

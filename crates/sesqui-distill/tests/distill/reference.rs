@@ -44,12 +44,9 @@ fn assert_losses(what: &str, found: &[f32], expected: &[f64]) {
 /// Off the autodiff tape some sums run in another order: the last digits may differ.
 fn assert_same(trained: &[f32], validated: &[f32]) {
     assert_eq!(trained.len(), validated.len());
-    let pairs = trained.iter().zip(validated);
+    let mut pairs = trained.iter().zip(validated);
     let same = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * b.abs();
-    assert!(
-        pairs.map(same).all(|same| same),
-        "{trained:?}, {validated:?}"
-    );
+    assert!(pairs.all(same), "{trained:?}, {validated:?}");
 }
 
 fn means(sums: &[Sum]) -> Vec<f64> {
