@@ -229,19 +229,29 @@ pub fn with_total(parts: Vec<(f64, Tensor<1>)>) -> Tensor<1> {
     Tensor::cat(std::iter::once(total).chain(parts).collect(), 0)
 }
 
+/// Gradients of the first of `losses` `[names]`, the total, and all of them to report.
+pub fn learned<M: Module>(
+    model: &M,
+    names: &'static [&'static str],
+    losses: Tensor<1>,
+    tokens: usize,
+) -> TrainOutput<StepOutput> {
+    let gradients = losses.clone().narrow(0, 0, 1).backward();
+    let output = StepOutput {
+        names,
+        losses: losses.inner(),
+        tokens,
+    };
+    TrainOutput::new(model, gradients, output)
+}
+
 impl TrainStep for Align {
     type Input = LatentBatch;
     type Output = StepOutput;
 
     fn step(&self, batch: LatentBatch) -> TrainOutput<StepOutput> {
         let (names, losses) = self.losses(&batch);
-        let gradients = losses.clone().narrow(0, 0, 1).backward();
-        let output = StepOutput {
-            names,
-            losses: losses.inner(),
-            tokens: batch.tokens,
-        };
-        TrainOutput::new(self, gradients, output)
+        learned(self, names, losses, batch.tokens)
     }
 }
 

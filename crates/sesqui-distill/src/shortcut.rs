@@ -18,7 +18,7 @@ use sesqui_shortcut::{
 };
 use sesqui_trainer::StepOutput;
 
-use crate::align::with_total;
+use crate::align::{learned, with_total};
 use crate::latent::{LatentBatch, Rollout, SlotLabel};
 use crate::loss::hidden_states;
 use crate::rollout::{Leaves, generator, uniform};
@@ -476,13 +476,7 @@ impl TrainStep for Shortcut {
 
     fn step(&self, batch: LatentBatch) -> TrainOutput<StepOutput> {
         let (names, losses) = self.losses(&batch);
-        let gradients = losses.clone().narrow(0, 0, 1).backward();
-        let output = StepOutput {
-            names,
-            losses: losses.inner(),
-            tokens: batch.tokens,
-        };
-        TrainOutput::new(self, gradients, output)
+        learned(self, names, losses, batch.tokens)
     }
 }
 
