@@ -59,7 +59,7 @@ pub enum TokenizerConfig {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pad_token: Option<String>,
     },
-    /// A vocabulary made from the training split: the seven reserved tokens, digits one token each.
+    /// A vocabulary made from the training split: the seven reserved tokens, the ten digits, and more.
     Trained {
         /// Most tokens that the vocabulary may have, reserved ones included.
         #[serde(default = "trained_vocab_size")]
@@ -78,8 +78,14 @@ pub enum TrainedModel {
     /// become `<unk>`.
     #[default]
     Characters,
-    /// All 256 bytes and the commonest merges of them (Sennrich et al. 2016); any text round-trips.
+    /// All 256 bytes and the commonest merges of them (Sennrich et al. 2016), digits one token each;
+    /// any text round-trips.
     BytePair,
+    /// As [`BytePair`](Self::BytePair), but a whole number, `12` or `2.5`, is one token where it is
+    /// common enough, and `=` is never merged. Other numbers are written in digits.
+    ///
+    /// The state before a result then has to know all of it, not only its first digit.
+    BytePairNumbers,
 }
 
 impl Default for TokenizerConfig {
@@ -169,7 +175,12 @@ impl Tokenizer {
             ),
             TokenizerConfig::Trained { vocab_size, model } => match model {
                 TrainedModel::Characters => Self::characters(*vocab_size, training_texts),
-                TrainedModel::BytePair => Self::byte_pair(*vocab_size, training_texts),
+                TrainedModel::BytePair => {
+                    Self::byte_pair(*vocab_size, Numbers::Digits, training_texts)
+                }
+                TrainedModel::BytePairNumbers => {
+                    Self::byte_pair(*vocab_size, Numbers::Whole, training_texts)
+                }
             },
         }
     }
@@ -300,7 +311,7 @@ impl Tokenizer {
         let model = hf::models::bpe::BPE::from_file(&names[0], &names[1])
             .build()
             .map_err(|error| DatasetError::Tokenizer(format!("{}: {error}", folder.display())))?;
-        let mut inner = byte_level(model, false);
+        let mut inner = byte_level(model, Numbers::Merged)?;
         let end = hf::AddedToken::from("<|endoftext|>", true);
         inner.add_special_tokens([end]).map_err(refused)?;
         Self::wrap(inner, None, None)
@@ -371,14 +382,15 @@ impl Tokenizer {
 
     fn byte_pair<'a>(
         vocab_size: usize,
+        numbers: Numbers,
         texts: impl IntoIterator<Item = &'a str>,
     ) -> Result<Self, DatasetError> {
         // The rules without the merges cut the text into the words that merges stay within.
-        let mut splitter = byte_level(hf::models::bpe::BPE::default(), true);
+        let mut splitter = byte_level(hf::models::bpe::BPE::default(), numbers)?;
         reserve(&mut splitter)?;
         let words = byte_pair::count_words(&splitter, texts)?;
-        let model = byte_pair::train(&words, &RESERVED, vocab_size)?;
-        let mut inner = byte_level(model, true);
+        let model = byte_pair::train(words, &RESERVED, vocab_size, numbers)?;
+        let mut inner = byte_level(model, numbers)?;
         reserve(&mut inner)?;
         Self::wrap(inner, None, None)
     }
@@ -436,19 +448,49 @@ impl Tokenizer {
     }
 }
 
-/// Byte-level rules as GPT-2 has them, with digits cut apart first if asked for.
-fn byte_level(model: hf::models::bpe::BPE, single_digits: bool) -> hf::Tokenizer {
+/// How byte-level rules cut numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Numbers {
+    /// Runs of digits are words like any other: GPT-2.
+    Merged,
+    /// Each digit is a word.
+    Digits,
+    /// A number with its decimal point is a word, which is one token or digits.
+    Whole,
+}
+
+/// Words of [`Numbers::Whole`]: GPT-2's, but for numbers in ASCII digits, which have their point and no
+/// space before them, so that a number is the same word in a question and in an equation; and for
+/// `=`, at which latent steps are read, so that no merge hides it.
+const WHOLE_NUMBERS: &str =
+    r"[0-9]+(?:\.[0-9]+)?|=|'(?:s|t|re|ve|m|ll|d)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}=]+|\s+(?!\S)|\s+";
+
+/// Byte-level rules as GPT-2 has them, but for `numbers`.
+fn byte_level(
+    model: hf::models::bpe::BPE,
+    numbers: Numbers,
+) -> Result<hf::Tokenizer, DatasetError> {
+    use hf::SplitDelimiterBehavior::Isolated;
+    use hf::pre_tokenizers::split::{Split, SplitPattern};
     use hf::pre_tokenizers::{byte_level::ByteLevel, digits::Digits, sequence::Sequence};
     let bytes = ByteLevel::new(false, true, true);
     let mut inner = hf::Tokenizer::new(model);
-    if single_digits {
-        let steps = vec![Digits::new(true).into(), bytes.into()];
-        inner.with_pre_tokenizer(Some(Sequence::new(steps)));
-    } else {
-        inner.with_pre_tokenizer(Some(bytes));
-    }
+    match numbers {
+        Numbers::Merged => inner.with_pre_tokenizer(Some(bytes)),
+        Numbers::Digits => {
+            let steps = vec![Digits::new(true).into(), bytes.into()];
+            inner.with_pre_tokenizer(Some(Sequence::new(steps)))
+        }
+        Numbers::Whole => {
+            let pattern = SplitPattern::Regex(WHOLE_NUMBERS.into());
+            let words = Split::new(pattern, Isolated, false).map_err(refused)?;
+            // GPT-2's own pattern would cut at the point.
+            let bytes = bytes.use_regex(false);
+            inner.with_pre_tokenizer(Some(Sequence::new(vec![words.into(), bytes.into()])))
+        }
+    };
     inner.with_decoder(Some(bytes));
-    inner
+    Ok(inner)
 }
 
 /// Makes the reserved tokens whole: text markers are cut out of the text before anything else.

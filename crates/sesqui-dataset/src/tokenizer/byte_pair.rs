@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokenizers as hf;
 use tokenizers::PreTokenizer as _;
 
-use super::refused;
+use super::{Numbers, refused};
 use crate::error::DatasetError;
 
 type Pair = (u32, u32);
@@ -51,10 +51,16 @@ pub(super) fn count_words<'a>(
 
 /// The vocabulary: `reserved`, the 256 bytes by their character's code point, then merges, the
 /// commonest pair first, until there are `vocab_size` tokens or no pair occurs twice.
+///
+/// Under [`Numbers::Whole`] a number takes its place among the merges by how often it occurs, before
+/// a pair as common. It is a token without a merge that makes it, found because the model looks for
+/// whole words first (`ignore_merges`); without that token no merge applies to it, and its digits are
+/// left.
 pub(super) fn train(
-    words: &BTreeMap<String, u64>,
+    mut words: BTreeMap<String, u64>,
     reserved: &[&str],
     vocab_size: usize,
+    numbers: Numbers,
 ) -> Result<hf::models::bpe::BPE, DatasetError> {
     let alphabet: BTreeSet<char> = hf::pre_tokenizers::byte_level::ByteLevel::alphabet()
         .into_iter()
@@ -69,10 +75,24 @@ pub(super) fn train(
         )));
     }
     let mut ids: BTreeMap<String, u32> = tokens.iter().cloned().zip(0..).collect();
-    let mut counts = Counts::new(words, &ids)?;
+    let mut whole = match numbers {
+        Numbers::Whole => take_numbers(&mut words),
+        Numbers::Digits | Numbers::Merged => Vec::new(),
+    };
+    let mut counts = Counts::new(&words, &ids)?;
     let mut merges = Vec::new();
     while tokens.len() < vocab_size {
-        let Some((pair, count)) = counts.commonest() else {
+        let pair = counts.commonest();
+        let pair_count = pair.map_or(0, |(_, count)| count);
+        if let Some((count, number)) = whole.pop_if(|(count, _)| *count >= pair_count) {
+            if count < LEAST_COUNT {
+                break;
+            }
+            ids.insert(number.clone(), tokens.len() as u32);
+            tokens.push(number);
+            continue;
+        }
+        let Some((pair, count)) = pair else {
             break;
         };
         if count < LEAST_COUNT {
@@ -95,8 +115,24 @@ pub(super) fn train(
     }
     hf::models::bpe::BPE::builder()
         .vocab_and_merges(ids.into_iter().collect::<hf::models::bpe::Vocab>(), merges)
+        .ignore_merges(numbers == Numbers::Whole)
         .build()
         .map_err(refused)
+}
+
+/// Takes the numbers out of `words`: those of two characters or more with their counts, the commonest
+/// last, of equally common ones the first in byte order last.
+fn take_numbers(words: &mut BTreeMap<String, u64>) -> Vec<(u64, String)> {
+    let is_number = |word: &str| word.starts_with(|first: char| first.is_ascii_digit());
+    let mut numbers: Vec<(u64, String)> = words
+        .extract_if(.., |word, _| is_number(word))
+        .filter(|(word, _)| word.len() > 1)
+        .map(|(word, count)| (count, word))
+        .collect();
+    numbers.sort_unstable_by(|(count, word), (other_count, other_word)| {
+        count.cmp(other_count).then_with(|| other_word.cmp(word))
+    });
+    numbers
 }
 
 /// The training words as they stand, with the number of occurrences of each neighbouring pair kept

@@ -93,6 +93,7 @@ fn text_never_becomes_a_control_token() {
     for (model, size) in [
         (TrainedModel::Characters, 64),
         (TrainedModel::BytePair, 300),
+        (TrainedModel::BytePairNumbers, 300),
     ] {
         let tokenizer = trained(model, size, &texts);
         let folder = tempfile::tempdir().unwrap();
@@ -131,12 +132,70 @@ fn byte_pair_merges_the_commonest_pair_first() {
 }
 
 #[test]
+fn common_numbers_are_one_token_and_others_digits() {
+    let texts = [
+        "There are 12 pots and 3.5 pints, 12 of 40.",
+        "<<12*(3.5+1)=54>> <<54-40=14>>",
+        "<<12/(3.5)=7>> 1,200 1,200",
+    ];
+    let tokenizer = trained(TrainedModel::BytePairNumbers, 512, &texts);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    tokenizer.save(&path).unwrap();
+    let hash = tokenizer.hash().unwrap();
+    for tokenizer in [Tokenizer::load(&path, Some(&hash)).unwrap(), tokenizer] {
+        assert_eq!(tokenizer.hash().unwrap(), hash);
+        let shown = |text: &str| -> Vec<String> {
+            let ids = tokenizer.encode(text).unwrap();
+            assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+            ids.iter()
+                .map(|id| tokenizer.token_text(*id).unwrap())
+                .collect()
+        };
+        // 12 occurs four times; 14 once and 120 never: digits, and no token inside them.
+        assert_eq!(shown(" 12"), [" ", "12"]);
+        assert_eq!(shown("12."), ["12", "."]);
+        assert_eq!(shown("3.5"), ["3.5"]);
+        assert_eq!(shown("14"), ["1", "4"]);
+        assert_eq!(shown("120"), ["1", "2", "0"]);
+        assert_eq!(shown("12.5"), ["1", "2", ".", "5"]);
+        // Thousands stay apart, as equations write none.
+        assert_eq!(shown("1,200"), ["1", ",", "200"]);
+        assert_eq!(shown("x12y"), ["x", "12", "y"]);
+        // `)=` occurs twice, yet the marker of latent steps stays a token.
+        let step = shown("<<12*(3.5)=40>>");
+        assert_eq!(step, ["<<", "12", "*(", "3.5", ")", "=", "40", ">>"]);
+    }
+}
+
+#[test]
+fn numbers_and_merges_share_the_vocabulary_by_count() {
+    // "ab" occurs 5 times, 17 four times, "cd" three times, 18 twice, 19 once.
+    let text = ["ab 17 ab 17 ab 17 ab 17 ab cd 18 cd 18 cd 19"];
+    let all = |size: usize| -> Vec<String> {
+        let tokenizer = trained(TrainedModel::BytePairNumbers, size, &text);
+        (263..tokenizer.vocab_size() as u32)
+            .map(|id| tokenizer.token_text(id).unwrap())
+            .collect()
+    };
+    assert_eq!(all(264), ["ab"]);
+    // " a" occurs four times like 17, but a number goes first; then " ab" joins.
+    assert_eq!(all(266), ["ab", "17", " ab"]);
+    assert!(all(512).contains(&"18".to_owned()));
+    assert!(!all(512).contains(&"19".to_owned()));
+}
+
+#[test]
 fn training_ignores_the_order_of_the_texts() {
     let many: Vec<String> = (0..200)
         .map(|n| format!("the {n} of {} and {}the", n * 7919 % 1000, n % 13))
         .collect();
     let mut texts: Vec<&str> = many.iter().map(String::as_str).chain(TEXTS).collect();
-    for model in [TrainedModel::Characters, TrainedModel::BytePair] {
+    for model in [
+        TrainedModel::Characters,
+        TrainedModel::BytePair,
+        TrainedModel::BytePairNumbers,
+    ] {
         let first = trained(model, 400, &texts).to_json().unwrap();
         texts.reverse();
         texts.rotate_left(77);
@@ -196,6 +255,7 @@ fn vocabulary_sizes_that_cannot_work_are_refused() {
     for (model, size) in [
         (TrainedModel::Characters, 20),
         (TrainedModel::BytePair, 262),
+        (TrainedModel::BytePairNumbers, 262),
     ] {
         let config = TokenizerConfig::Trained {
             vocab_size: size,
@@ -228,9 +288,26 @@ proptest! {
 
     #[test]
     fn any_text_round_trips_through_bytes(text in any::<String>()) {
-        let tokenizer = trained(TrainedModel::BytePair, 320, &TEXTS);
+        for model in [TrainedModel::BytePair, TrainedModel::BytePairNumbers] {
+            let tokenizer = trained(model, 320, &TEXTS);
+            let ids = tokenizer.encode(&text).unwrap();
+            prop_assert_eq!(&tokenizer.decode(&ids).unwrap(), &text);
+        }
+    }
+
+    #[test]
+    fn a_number_is_one_token_or_its_characters(
+        before in "[a-z =+$(]{0,3}", number in "[0-9]{1,4}([.][0-9]{1,2})?", after in "( [a-z]|[.]|[)=])?"
+    ) {
+        let tokenizer = trained(TrainedModel::BytePairNumbers, 320, &TEXTS);
+        let text = [&*before, &number, &after].concat();
         let ids = tokenizer.encode(&text).unwrap();
-        prop_assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+        prop_assert_eq!(&tokenizer.decode(&ids).unwrap(), &text);
+        let shown: Vec<String> = ids.iter().map(|id| tokenizer.token_text(*id).unwrap()).collect();
+        let alone = tokenizer.encode(&number).unwrap();
+        prop_assert!(alone.len() == 1 || alone.len() == number.len());
+        // What stands beside a number does not change how it is cut.
+        prop_assert!(ids.windows(alone.len()).any(|window| window == alone), "{:?}", shown);
     }
 
     #[test]
