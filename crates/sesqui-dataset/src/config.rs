@@ -11,6 +11,9 @@ use crate::problem::Problem;
 use crate::read::BadRows;
 
 mod load;
+mod perturbed;
+
+pub use perturbed::{Gsm8kPerturbed, PerturbedTest, PerturbedValidation};
 
 /// Everything a run reads: disjoint splits, plus what was skipped and which bytes it came from.
 #[derive(Clone, Debug)]
@@ -79,58 +82,6 @@ pub struct Published {
     /// Most rows of each split, the first ones; all where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub most_rows: Option<usize>,
-}
-
-/// Settings of `gsm8k-perturbed`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Gsm8kPerturbed {
-    /// Distinct training problems; 800,000 can be had.
-    pub train_rows: usize,
-    /// Distinct validation problems, from templates without any training row.
-    pub validation_rows: usize,
-    /// The test sets.
-    pub tests: Vec<PerturbedTest>,
-}
-
-impl Default for Gsm8kPerturbed {
-    fn default() -> Self {
-        let tests = vec![
-            PerturbedTest::PerturbedHeldout { rows: 500 },
-            PerturbedTest::GSM8K,
-        ];
-        Self {
-            train_rows: 100_000,
-            validation_rows: 500,
-            tests,
-        }
-    }
-}
-
-/// A test set of `gsm8k-perturbed`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", deny_unknown_fields, rename_all = "kebab-case")]
-pub enum PerturbedTest {
-    /// Perturbed problems from templates without any training or validation row.
-    PerturbedHeldout {
-        /// Distinct problems.
-        #[serde(default = "heldout_rows")]
-        rows: usize,
-    },
-    /// The published GSM8K test set with equations only as steps.
-    Gsm8kTest {
-        /// Most rows, the first ones; all 1,319 where absent.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        most_rows: Option<usize>,
-    },
-}
-
-impl PerturbedTest {
-    const GSM8K: Self = Self::Gsm8kTest { most_rows: None };
-}
-
-fn heldout_rows() -> usize {
-    500
 }
 
 /// Settings of `gsm8k`.
@@ -399,7 +350,8 @@ impl DatasetConfig {
                 divide(&mut config.train_rows);
                 divide(&mut config.validation_rows);
                 config.tests.iter_mut().for_each(|test| match test {
-                    PerturbedTest::PerturbedHeldout { rows } => divide(rows),
+                    PerturbedTest::PerturbedSeen { rows }
+                    | PerturbedTest::PerturbedHeldout { rows } => divide(rows),
                     PerturbedTest::Gsm8kTest { most_rows } => limit(most_rows),
                 });
             }

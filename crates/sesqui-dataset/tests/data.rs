@@ -6,11 +6,15 @@
 // A test that cannot read its own files should fail loudly, in helper functions too.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use sesqui_dataset::generate::perturb;
 use sesqui_dataset::read::{self, ALL, Availability, BadRows};
-use sesqui_dataset::{AnswerKind, DatasetError, LabelSource, Problem, manifest};
+use sesqui_dataset::tokenizer::{Tokenizer, TokenizerConfig};
+use sesqui_dataset::{
+    AnswerKind, DatasetConfig, DatasetError, LabelSource, Problem, manifest, split,
+};
 
 /// Path, problems, steps and, where steps are labelled, critical ones. The first number is the
 /// published or pinned one; the others were counted by a separate program.
@@ -282,6 +286,131 @@ fn joined_steps_are_the_chain_of_the_file() {
         }
     }
     assert_eq!(rows, 6973 + 500 + 1319 + 6 * 1000);
+}
+
+/// The row of the template in the id of a perturbed problem.
+fn template(problem: &Problem) -> &str {
+    let name = problem.id.rsplit('/').next().unwrap();
+    name.split('-').next().unwrap()
+}
+
+#[test]
+fn seen_templates_have_new_numbers() {
+    let Some(root) = data_root() else { return };
+    let text = "kind = 'gsm8k-perturbed'
+        templates = 16
+        min_steps = 2
+        max_steps = 4
+        greatest_number = 50
+        train_rows = 1600
+        validation_rows = 80
+        validation = 'seen-templates'
+        tests = [{ kind = 'perturbed-seen', rows = 160 }, { kind = 'perturbed-heldout', rows = 40 },
+            { kind = 'gsm8k-test', most_rows = 40 }]";
+    let config: DatasetConfig = toml::from_str(text).unwrap();
+    let mut corpus = config.load(Some(&root), 1, BadRows::Fail).unwrap();
+    assert!(corpus.skipped.is_empty());
+    let names: Vec<&str> = corpus.tests.iter().map(|test| &*test.name).collect();
+    assert_eq!(names, ["perturbed-seen", "perturbed-heldout", "gsm8k-test"]);
+
+    // The same 16 texts in training, validation and the seen test, evenly, and none of them held out.
+    let count = |problems: &[Problem]| {
+        let mut rows = BTreeMap::new();
+        for problem in problems {
+            *rows.entry(template(problem).to_owned()).or_insert(0) += 1;
+        }
+        rows
+    };
+    let train = count(&corpus.train);
+    assert_eq!(train.len(), 16);
+    assert!(train.values().all(|rows| *rows == 100), "{train:?}");
+    for (problems, share) in [(&corpus.validation, 5), (&corpus.tests[0].problems, 10)] {
+        let seen = count(problems);
+        assert!(seen.keys().eq(train.keys()) && seen.values().all(|rows| *rows == share));
+    }
+    assert!(
+        count(&corpus.tests[1].problems)
+            .keys()
+            .all(|it| !train.contains_key(it))
+    );
+
+    // No combination of numbers twice, and every number within the bound unless it is a constant.
+    let perturbed = || {
+        let tests = corpus.tests[..2].iter().flat_map(|test| &test.problems);
+        corpus.train.iter().chain(&corpus.validation).chain(tests)
+    };
+    let questions: BTreeSet<&str> = perturbed().map(|it| &*it.question).collect();
+    assert_eq!(questions.len(), 1600 + 80 + 160 + 40);
+    for problem in perturbed() {
+        perturb::check(problem).unwrap();
+        assert!((2..=4).contains(&problem.steps.len()), "{}", problem.id);
+        for step in texts(problem) {
+            let result = step.trim_end_matches(">>").rsplit_once('=').unwrap().1;
+            assert!(result.parse::<f64>().unwrap() <= 50.0, "{step}");
+        }
+    }
+
+    // The whole-number tokenizer on these rows: nearly every result is one token.
+    let tokenizer: TokenizerConfig =
+        toml::from_str("kind = 'trained'\nmodel = 'byte-pair-numbers'\nvocab_size = 1024").unwrap();
+    let train_texts = corpus.train.iter().flat_map(|problem| {
+        let ends = [&*problem.question, &*problem.answer];
+        texts(problem).into_iter().chain(ends)
+    });
+    let tokenizer = Tokenizer::from_config(&tokenizer, &root, train_texts).unwrap();
+    let answers: Vec<usize> = corpus.tests[0]
+        .problems
+        .iter()
+        .map(|it| tokenizer.encode(&it.answer).unwrap().len())
+        .collect();
+    let one = answers.iter().filter(|tokens| **tokens == 1).count();
+    assert!(one * 10 >= answers.len() * 9, "{one} of {}", answers.len());
+
+    // The proof of disjointness covers the seen test.
+    split::assert_disjoint(&corpus).unwrap();
+    let copied = corpus.train[7].question.to_uppercase();
+    corpus.tests[0].problems[3].question = copied;
+    let message = split::assert_disjoint(&corpus).unwrap_err().to_string();
+    assert!(
+        message.contains("(train)") && message.contains("(perturbed-seen)"),
+        "{message}"
+    );
+}
+
+#[test]
+fn bounds_and_tests_leave_other_rows_as_they_are() {
+    let Some(root) = data_root() else { return };
+    let load = |rest: &str| {
+        let text = format!("kind = 'gsm8k-perturbed'\nvalidation_rows = 10\n{rest}");
+        let config: DatasetConfig = toml::from_str(&text).unwrap();
+        config.load(Some(&root), 1, BadRows::Fail)
+    };
+    let plain = load("train_rows = 200\ntests = []").unwrap();
+    let tested =
+        load("train_rows = 200\ntests = [{ kind = 'perturbed-seen', rows = 50 }]").unwrap();
+    // Fewer rows than templates: only templates with a training row are tested.
+    assert_eq!(
+        (&plain.train, &plain.validation),
+        (&tested.train, &tested.validation)
+    );
+    let trained: BTreeSet<&str> = plain.train.iter().map(template).collect();
+    let seen = &tested.tests[0].problems;
+    assert!(seen.iter().all(|it| trained.contains(template(it))) && seen.len() == 50);
+    for (rest, reason) in [
+        ("min_steps = 3\nmax_steps = 2", "data.max_steps"),
+        (
+            "train_rows = 0\nvalidation = 'seen-templates'",
+            "data.train_rows",
+        ),
+        (
+            "tests = [{ kind = 'gsm8k-test' }, { kind = 'gsm8k-test' }]",
+            "data.tests",
+        ),
+        ("templates = 4000", "data.templates"),
+    ] {
+        let message = load(rest).unwrap_err().to_string();
+        assert!(message.contains(reason), "{message}");
+    }
 }
 
 #[test]

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use super::{
     AquaRatTrain, Corpus, DatasetConfig, Gsm8kAugTrain, Gsm8kPerturbed, MathqaTest, MathqaTrain,
-    MawpsSubset, PerturbedTest, Prosqa, ProsqaNames, ProsqaTrain, TestSplit,
+    MawpsSubset, PerturbedTest, PerturbedValidation, Prosqa, ProsqaNames, ProsqaTrain, TestSplit,
 };
 use crate::error::{BadRow, DatasetError};
 use crate::generate::multiplication::{self, Multiplication};
-use crate::generate::{arith_dag, perturb, prosqa};
+use crate::generate::perturb::{self, Template, Variants};
+use crate::generate::{arith_dag, prosqa};
 use crate::manifest;
 use crate::problem::Problem;
 use crate::read::{self, BadRows};
@@ -182,11 +183,31 @@ fn gsm8k_perturbed(
     seed: u64,
     files: &mut Files<'_>,
 ) -> Result<Splits, DatasetError> {
+    if let Some(problem) = config.problem() {
+        return Err(DatasetError::Config(problem));
+    }
     let problems = files.read("gsm8k-aug/train_noaug.txt")?;
-    let (templates, _) = perturb::templates(&problems);
+    let bounds = config.bounds();
+    let templates: Vec<Template> = perturb::templates(&problems)
+        .0
+        .into_iter()
+        .filter_map(|template| template.within(bounds))
+        .collect();
+    let mut trained = match config.templates {
+        0 => Variants::new(&templates, Part::Train, seed),
+        count => Variants::first(&templates, Part::Train, count, config.trained_rows(), seed)?,
+    };
+    // A training row of each template before anything else, so that no template is tested as seen
+    // that training has not; the rest of them last, as small templates may have few variants.
+    let first_rows = config.train_rows.min(trained.templates());
+    let mut train = trained.draw(Part::Train.name(), first_rows)?;
+    trained.keep_used();
     let mut tests = Vec::with_capacity(config.tests.len());
     for test in &config.tests {
         tests.push(match *test {
+            PerturbedTest::PerturbedSeen { rows } => {
+                ("perturbed-seen".to_owned(), trained.draw("seen", rows)?)
+            }
             PerturbedTest::PerturbedHeldout { rows } => (
                 "perturbed-heldout".to_owned(),
                 perturb::generate(&templates, Part::Test, rows, seed)?,
@@ -197,9 +218,18 @@ fn gsm8k_perturbed(
             }
         });
     }
+    let validation = match config.validation {
+        PerturbedValidation::SeenTemplates => {
+            trained.draw(Part::Validation.name(), config.validation_rows)?
+        }
+        PerturbedValidation::HeldoutTemplates => {
+            perturb::generate(&templates, Part::Validation, config.validation_rows, seed)?
+        }
+    };
+    train.extend(trained.draw(Part::Train.name(), config.train_rows - train.len())?);
     Ok(Splits {
-        train: perturb::generate(&templates, Part::Train, config.train_rows, seed)?,
-        validation: perturb::generate(&templates, Part::Validation, config.validation_rows, seed)?,
+        train,
+        validation,
         tests,
     })
 }

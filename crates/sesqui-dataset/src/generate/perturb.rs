@@ -10,22 +10,23 @@
 //! neither text nor equations write down, such as a count that must be one more than another: of 45
 //! training rows looked at, one had such numbers. Its equations are right all the same.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::equation::{Expression, Rational};
-use super::random::Random;
 use crate::error::DatasetError;
 use crate::label::Equation;
 use crate::problem::{Problem, Step};
-use crate::split::{Part, question_hash};
+use crate::split::Part;
 
 mod question;
 mod redraw;
 mod template;
+mod variants;
 
 pub use template::Template;
+pub use variants::{Bounds, Variants};
 
 /// Why a problem is not a template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -60,11 +61,10 @@ pub fn templates(problems: &[Problem]) -> (Vec<Template>, BTreeMap<Rejection, us
     (found, rejected)
 }
 
-/// `rows` distinct problems of one split, ids `gsm8k-perturbed/<split>/<row of the template>-<k>`.
+/// The first `rows` [`Variants`] of one split, ids `gsm8k-perturbed/<split>/<row of the template>-<k>`.
 ///
 /// The split of a template is a function of its original question ([`Part::of`]), so validation and
-/// test rows come from templates without any training row. Templates take turns, so that each gives
-/// about as many rows as the others while it has any left. The original numbers are never drawn.
+/// test rows come from templates without any training row.
 ///
 /// # Errors
 /// [`DatasetError::Config`] when the templates of the split have fewer variants than asked for.
@@ -74,51 +74,8 @@ pub fn generate(
     rows: usize,
     seed: u64,
 ) -> Result<Vec<Problem>, DatasetError> {
-    let mut sources: Vec<(&Template, Random, usize)> = templates
-        .iter()
-        .filter(|template| template.part == part)
-        .map(|template| {
-            (
-                template,
-                Random::stream(seed, "gsm8k-perturbed", template.hash),
-                0,
-            )
-        })
-        .collect();
-    let mut seen: BTreeSet<u64> = sources.iter().map(|(template, ..)| template.hash).collect();
-    let mut problems = Vec::with_capacity(rows);
-    while problems.len() < rows && !sources.is_empty() {
-        sources.retain_mut(|(template, random, made)| {
-            if problems.len() == rows {
-                return true;
-            }
-            let fresh = (0..MOST_DRAWS_IN_VAIN).find_map(|_| {
-                let problem = template.draw(random)?;
-                seen.insert(question_hash(&problem.question))
-                    .then_some(problem)
-            });
-            let Some(mut problem) = fresh else {
-                return false;
-            };
-            problem.id = format!("gsm8k-perturbed/{}/{}-{made}", part.name(), template.row);
-            problems.push(problem);
-            *made += 1;
-            true
-        });
-    }
-    if problems.len() < rows {
-        return Err(DatasetError::Config(format!(
-            "data set gsm8k-perturbed: the {} templates have only about {} variants, fewer than the \
-             {rows} rows asked for; ask for fewer",
-            part.name(),
-            problems.len(),
-        )));
-    }
-    Ok(problems)
+    Variants::new(templates, part, seed).draw(part.name(), rows)
 }
-
-/// A template that fails to give a new valid row this many times in a row is exhausted.
-const MOST_DRAWS_IN_VAIN: usize = 300;
 
 /// Computes every equation of a problem again and compares the last value with the answer.
 ///
@@ -155,6 +112,8 @@ fn equation(step: &Step) -> Option<(Expression, Rational)> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::problem::AnswerKind;
     use crate::read::{BadRows, read_file};
@@ -263,6 +222,103 @@ mod tests {
         assert!(rows.iter().all(|row| check(row).is_ok()));
         let message = generate(&[template], part, 4, 1).unwrap_err().to_string();
         assert!(message.contains("only about 3 variants"), "{message}");
+    }
+
+    #[test]
+    fn bounds_hold_for_originals_and_variants() {
+        let toy = problem(
+            "8 rows of 5 pots, and 12 more.",
+            &["<<8*5=40>>", "<<40+12=52>>"],
+            "52",
+        );
+        let template = Template::new(&toy).unwrap();
+        let bounds = |min_steps, max_steps, greatest_number| Bounds {
+            min_steps,
+            max_steps,
+            greatest_number,
+        };
+        for (refused, bounds) in [
+            (false, bounds(2, Some(2), Some(52))),
+            (false, bounds(0, None, None)),
+            (true, bounds(3, None, None)),
+            (true, bounds(0, Some(1), None)),
+            (true, bounds(0, None, Some(51))),
+        ] {
+            assert_eq!(template.clone().within(bounds).is_none(), refused);
+        }
+        let numbers = |problem: &Problem| -> Vec<Rational> {
+            let equations = problem.steps.iter().map(|step| equation(step).unwrap());
+            equations
+                .flat_map(|(left, value)| [left.numbers(), &[value]].concat())
+                .collect()
+        };
+        let free = [template.clone()];
+        let held = [template.within(bounds(0, None, Some(52))).unwrap()];
+        let part = free[0].part;
+        let greater = |rows: &[Problem]| {
+            let all = rows.iter().flat_map(numbers);
+            all.filter(|it| *it > Rational::integer(52)).count()
+        };
+        assert!(greater(&generate(&free, part, 100, 1).unwrap()) > 0);
+        assert_eq!(greater(&generate(&held, part, 100, 1).unwrap()), 0);
+    }
+
+    #[test]
+    fn variants_go_on_where_they_stopped() {
+        let toys = [
+            problem("8 rows of 5 pots.", &["<<8*5=40>>"], "40"),
+            problem("There are 8 pots; half broke.", &["<<8/2=4>>"], "4"),
+            problem("7 men and 9 women.", &["<<7+9=16>>"], "16"),
+        ];
+        let mut templates: Vec<Template> =
+            toys.iter().map(|it| Template::new(it).unwrap()).collect();
+        templates.iter_mut().for_each(|it| it.part = Part::Train);
+        // The second has three variants, so turns end unevenly.
+        let whole = generate(&templates, Part::Train, 40, 1).unwrap();
+        let mut pool = Variants::new(&templates, Part::Train, 1);
+        let mut parts = Vec::new();
+        for rows in [1, 4, 0, 8, 27] {
+            parts.extend(pool.draw("train", rows).unwrap());
+        }
+        assert_eq!(parts, whole);
+
+        let mut pool = Variants::new(&templates, Part::Train, 1);
+        pool.draw("train", 2).unwrap();
+        pool.keep_used();
+        assert_eq!(pool.templates(), 2);
+    }
+
+    #[test]
+    fn the_first_templates_have_their_share() {
+        let toys = [
+            problem("8 rows of 5 pots.", &["<<8*5=40>>"], "40"),
+            problem("There are 8 pots; half broke.", &["<<8/2=4>>"], "4"),
+            problem("7 men and 9 women.", &["<<7+9=16>>"], "16"),
+        ];
+        let mut templates: Vec<Template> =
+            toys.iter().map(|it| Template::new(it).unwrap()).collect();
+        for template in &mut templates {
+            template.part = Part::Train;
+        }
+        let sizes = |count, rows| {
+            let mut pool = Variants::first(&templates, Part::Train, count, rows, 1)?;
+            let rows = pool.draw("train", rows)?;
+            let template = |row: &Problem| row.id.rsplit('/').next().map(str::to_owned);
+            assert!(rows.iter().all(|row| template(row).is_some()));
+            Ok::<_, DatasetError>(
+                rows.iter()
+                    .filter(|row| row.question.starts_with("There"))
+                    .count(),
+            )
+        };
+        // The second has three variants: it is among three with nine rows, not with ten.
+        assert_eq!(sizes(3, 9).unwrap(), 3);
+        assert_eq!(sizes(2, 10).unwrap(), 0);
+        let message = sizes(3, 10).unwrap_err().to_string();
+        assert!(
+            message.contains("of 3 train templates") && message.contains("only 2"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -59,6 +59,12 @@ impl Hole {
         }
     }
 
+    /// Draws no number above `greatest`, which is not below the original.
+    pub(super) fn lower(&mut self, greatest: u64) {
+        let digits = greatest.saturating_mul(10_u64.pow(self.places));
+        self.highest = self.highest.min(digits / self.granularity);
+    }
+
     /// Digits for the hole, the point left out.
     pub(super) fn draw(&self, random: &mut Random) -> u64 {
         (self.lowest + random.below(self.highest + 1 - self.lowest)) * self.granularity
@@ -100,6 +106,13 @@ impl Limit {
             below_one: original < Rational::ONE,
             largest: if tenfold > hundred { tenfold } else { hundred },
         })
+    }
+
+    /// Allows no result above `greatest`.
+    pub(super) fn lower(&mut self, greatest: Rational) {
+        if greatest < self.largest {
+            self.largest = greatest;
+        }
     }
 
     /// Whether a new result is of the kind of the original.

@@ -2,7 +2,7 @@
 
 use super::question::{WrittenNumber, explained, written_numbers};
 use super::redraw::{Hole, Limit};
-use super::{Rejection, equation};
+use super::{Bounds, Rejection, equation};
 use crate::generate::equation::{Expression, Rational};
 use crate::generate::random::Random;
 use crate::problem::{AnswerKind, Criticality, LabelSource, Problem, Step};
@@ -120,6 +120,34 @@ impl Template {
             holes: free.into_iter().map(Hole::new).collect(),
             steps,
         })
+    }
+
+    /// The template with its variants kept within `bounds`; `None` where the original is not.
+    pub(crate) fn within(mut self, bounds: Bounds) -> Option<Self> {
+        let steps = self.steps.len();
+        if steps < bounds.min_steps || bounds.max_steps.is_some_and(|most| steps > most) {
+            return None;
+        }
+        let Some(greatest) = bounds.greatest_number else {
+            return Some(self);
+        };
+        let number = Rational::integer(i128::from(greatest));
+        for step in &mut self.steps {
+            let originals = step.expression.numbers();
+            let drawn = step
+                .origins
+                .iter()
+                .zip(originals)
+                .filter(|(origin, _)| **origin != Origin::Constant)
+                .map(|(_, number)| *number);
+            let trace = step.expression.evaluate(originals)?;
+            if !drawn.chain(trace).all(|it| it <= number) {
+                return None;
+            }
+            step.limits.iter_mut().for_each(|limit| limit.lower(number));
+        }
+        self.holes.iter_mut().for_each(|hole| hole.lower(greatest));
+        Some(self)
     }
 
     /// One variant without an id; `None` where the drawn numbers do not work out.
