@@ -447,6 +447,13 @@ impl LatentBatch {
         }
     }
 
+    /// Whether `slot` is the last latent step that `row` has, or one that it does not have: such
+    /// steps run to the top, also beside rows that have more.
+    pub fn is_last(&self, row: usize, slot: usize) -> bool {
+        let outputs = &self.labels[row * (self.slots + 1)..][..self.slots + 1];
+        outputs.get(slot + 2).copied().flatten().is_none()
+    }
+
     /// Column `column` of a row-major `[batch, seq]` list.
     pub fn column<T: Copy>(&self, list: &[T], column: usize) -> Vec<T> {
         (0..self.batch)
