@@ -1,4 +1,4 @@
-//! Questions that a trained model has positions for.
+//! Questions that a model has positions for.
 
 use anyhow::Result;
 use sesqui_dataset::Problem;
@@ -7,6 +7,25 @@ use sesqui_dataset::encode::{EncodedProblem, PositionLayout};
 use sesqui_eval::Task;
 
 use crate::misuse::Misuse;
+
+/// How many positions a stage's model has.
+#[derive(Clone, Debug)]
+pub struct ContextLength {
+    /// Positions.
+    pub positions: usize,
+    /// What to do where they are too few.
+    pub remedy: String,
+}
+
+impl ContextLength {
+    /// As `[model]` says.
+    pub fn new(positions: usize) -> Self {
+        Self {
+            positions,
+            remedy: "raise model.context".to_owned(),
+        }
+    }
+}
 
 /// The questions of a task that fit a model, and how many do not.
 pub struct Fitting {

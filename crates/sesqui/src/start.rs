@@ -9,6 +9,7 @@ use sesqui_run::RunPaths;
 use sesqui_trainer::Checkpoints;
 
 use crate::experiment::{Experiment, Initialize, Objective, Stage};
+use crate::fitting::ContextLength;
 use crate::misuse::Misuse;
 use crate::opened::Opened;
 use crate::trained::{LatentSettings, Trained};
@@ -168,11 +169,39 @@ pub fn check_starts(experiment: &Experiment, workbench: &Workbench) -> Result<()
         };
         if let Some(settings) = settings {
             let asked = experiment.reasoning.latent_steps;
-            let context = experiment.model.context;
-            workbench.check_latents(stage, &settings, context, asked)?;
+            let context = context(experiment, stage)?;
+            workbench.check_latents(stage, &settings, &context, asked)?;
         }
     }
     Ok(())
+}
+
+/// The positions that the model of `stage` will have: those of the Hugging Face folder that it goes
+/// back to, else those of `[model]`.
+fn context(experiment: &Experiment, stage: &Stage) -> Result<ContextLength> {
+    match &stage.initialize {
+        Initialize::Scratch => Ok(ContextLength::new(experiment.model.context)),
+        Initialize::Stage { stage: from } => {
+            let source = experiment.stage(from);
+            context(
+                experiment,
+                source.with_context(|| format!("the run has no stage {from}"))?,
+            )
+        }
+        Initialize::Checkpoint { path } => {
+            let opened = Opened::checkpoint(path)?;
+            context(&opened.experiment, opened.stage()?)
+        }
+        Initialize::HuggingFace { path } => {
+            let key = format!("stages.{}.initialize.path", stage.name);
+            Ok(ContextLength {
+                positions: huggingface::shape(path)
+                    .with_context(|| key.clone())?
+                    .context,
+                remedy: format!("give {key} a model with more"),
+            })
+        }
+    }
 }
 
 /// Whether a checkpoint has the shape of `[model]` and was trained for what the stage needs.

@@ -15,6 +15,7 @@ use sesqui_eval::Task;
 use sesqui_shortcut::{KeyValueRule, Landing};
 
 use crate::experiment::{Experiment, Stage};
+use crate::fitting::ContextLength;
 use crate::misuse::Misuse;
 use crate::trained::LatentSettings;
 
@@ -211,7 +212,7 @@ impl Workbench {
         &self,
         stage: &Stage,
         settings: &LatentSettings,
-        context: usize,
+        context: &ContextLength,
         latent_steps: usize,
     ) -> Result<()> {
         let needed = |problem: &&EncodedProblem| settings.latents.needed(problem);
@@ -231,12 +232,11 @@ impl Workbench {
         };
         for problem in self.tests.iter().flat_map(|split| &split.encoded) {
             let length = self.latent_end(&asked, problem)?;
-            if length > context && latent_steps > settings.count {
+            if length > context.positions && latent_steps > settings.count {
                 return Err(Misuse(format!(
                     "reasoning.latent_steps: with {latent_steps} latent steps question {} needs \
-                     {length} positions, the model's context has {context}; take fewer, or raise \
-                     model.context",
-                    problem.id
+                     {length} positions, the model's context has {}; take fewer, or {}",
+                    problem.id, context.positions, context.remedy
                 ))
                 .into());
             }
@@ -248,18 +248,18 @@ impl Workbench {
         &self,
         stage: &Stage,
         settings: &LatentSettings,
-        context: usize,
+        context: &ContextLength,
         problem: &EncodedProblem,
     ) -> Result<()> {
         let length = self.latent_end(settings, problem)?;
-        if length <= context {
+        if length <= context.positions {
             return Ok(());
         }
         Err(Misuse(format!(
             "stages.{}.objective.latents: with {} latent steps problem {} needs {length} positions, \
-             the model's context has {context}; lower latents.count or latents.positions, raise \
-             model.context, or set batches.too_long = \"skip\"",
-            stage.name, settings.count, problem.id
+             the model's context has {}; lower latents.count or latents.positions, {}, or set \
+             batches.too_long = \"skip\"",
+            stage.name, settings.count, problem.id, context.positions, context.remedy
         ))
         .into())
     }
@@ -294,7 +294,7 @@ impl Workbench {
                     length,
                 }),
                 TooLong::Fail => {
-                    self.latent_fits(stage, settings, context, &problem)?;
+                    self.latent_fits(stage, settings, &ContextLength::new(context), &problem)?;
                     kept.push(problem);
                 }
             }

@@ -184,6 +184,32 @@ fn refusals_say_what_to_do() {
     );
 }
 
+/// The positions of a model that starts from a folder are those of the folder, also where the latent
+/// stage starts from a stage that starts from it. Only `config.json` is read to find out.
+#[test]
+fn latent_steps_must_fit_the_folder_that_the_model_comes_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().display();
+    let shape = r#"{ "model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 40,
+                     "vocab_size": 100 }"#;
+    std::fs::write(folder.path().join("config.json"), shape).unwrap();
+    std::fs::write(folder.path().join("model.safetensors"), "").unwrap();
+    for stage in ["latent", "cot"] {
+        let start = format!(
+            "stages.{stage}.initialize={{ kind = \"hugging-face\", path = \"{path}\" }}"
+        );
+        let said = run("train", &["--smoke", "--dry-run", "--set", &start]);
+        assert_eq!(said.code, Some(2), "{}{}", said.out, said.error);
+        for part in [
+            "error: stages.latent.objective.latents: with 6 latent steps problem arith-dag/train/",
+            "positions, the model's context has 40; lower latents.count or latents.positions, give ",
+            &format!("stages.{stage}.initialize.path a model with more, or set"),
+        ] {
+            assert!(said.error.contains(part), "{part}: {}", said.error);
+        }
+    }
+}
+
 #[test]
 fn a_run_goes_on_only_unchanged() {
     let folder = tempfile::tempdir().unwrap();
