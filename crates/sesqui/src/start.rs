@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
+use sesqui_distill::align::Teacher;
 use sesqui_model::{Transformer, huggingface};
 use sesqui_run::RunPaths;
 use sesqui_trainer::Checkpoints;
@@ -56,16 +57,26 @@ impl Lineage<'_> {
         }
     }
 
-    /// The chain-of-thought model that a latent `stage` was taught by: what its stage 1 started from.
+    /// The chain-of-thought model that the student from which `stage` starts was aligned to: what its
+    /// stage 1 started from, or where both shared their weights the student as trained.
     ///
     /// # Errors
     ///
     /// When it cannot be found or does not fit.
     pub fn teacher(&self, stage: &Stage, device: &Device) -> Result<Transformer> {
         let teacher = match &stage.initialize {
-            Initialize::Stage { stage: student } => self.start(self.find(student)?, device)?,
+            Initialize::Stage { stage: student } => {
+                let student = self.find(student)?;
+                match shares_teacher(student) {
+                    true => self.start(stage, device)?,
+                    false => self.start(student, device)?,
+                }
+            }
             Initialize::Checkpoint { path } => {
                 let opened = Opened::checkpoint(path)?;
+                if shares_teacher(opened.stage()?) {
+                    return Ok(opened.load(device)?.backbone().clone());
+                }
                 let run = opened.run().with_context(|| {
                     format!(
                         "stage {}: {} lies in no run directory, where its teacher would be",
@@ -124,6 +135,11 @@ impl Lineage<'_> {
     }
 }
 
+/// Whether a student was aligned to its own weights on the chain of thought.
+fn shares_teacher(student: &Stage) -> bool {
+    matches!(&student.objective, Objective::Align(config) if config.teacher == Teacher::Shared)
+}
+
 /// Checks where the stages of an experiment start from, before anything is written or trained.
 ///
 /// # Errors
@@ -154,7 +170,7 @@ pub fn check_starts(experiment: &Experiment, workbench: &Workbench) -> Result<()
             (Objective::Align(config), _) => Some(workbench.latent_settings(config)),
             (Objective::Shortcut(_), Initialize::Checkpoint { path }) => {
                 let opened = Opened::checkpoint(path)?;
-                if opened.run().is_none() {
+                if opened.run().is_none() && !shares_teacher(opened.stage()?) {
                     return Err(Misuse(format!(
                         "stages.{}.initialize.path: {} lies in no run directory, where the \
                          student's teacher would be; give a checkpoint in its run",

@@ -4,9 +4,12 @@ use std::path::Path;
 
 use burn::tensor::{Device, Int, Tensor};
 use serde_json::Value;
+use sesqui::experiment::{Experiment, Initialize, Objective};
 use sesqui::opened::Opened;
+use sesqui::start::Lineage;
+use sesqui_distill::align::Teacher;
 use sesqui_model::{Transformer, Visibility, huggingface};
-use sesqui_run::Summary;
+use sesqui_run::{RunPaths, Summary};
 
 use crate::support::{files, program, run, said, succeed};
 
@@ -102,6 +105,63 @@ fn a_run_can_be_trained_evaluated_asked_and_exported() {
     grid(path);
     questions(path);
     export(&at, folder.path());
+}
+
+/// Stage 2 has the teacher that stage 1 had: the model it started from, or with shared weights the
+/// student as trained, also where only a copy of its checkpoint is left.
+#[test]
+fn stage_2_is_taught_by_the_teacher_of_stage_1() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().join("run");
+    let set = |key: &str| ["--set".to_owned(), key.to_owned()];
+    let mut words = ["--smoke", "--renderer", "none", "--run", at.to_str().unwrap()]
+        .map(str::to_owned)
+        .to_vec();
+    words.extend(set("stages.latent.objective.teacher=shared"));
+    for stage in ["no_cot", "cot", "latent", "system15"] {
+        words.extend(set(&format!("stages.{stage}.training.steps=2")));
+    }
+    succeed("train", &words.iter().map(String::as_str).collect::<Vec<_>>());
+
+    let device = Device::flex();
+    let weights = |model: &Transformer| {
+        let weight = model.token_embedding.weight.val();
+        weight.into_data().iter::<f32>().collect::<Vec<f32>>()
+    };
+    let of = |stage: &str| {
+        let opened = Opened::find(&at, Some(stage)).unwrap();
+        weights(opened.load(&device).unwrap().backbone())
+    };
+    let (cot, student) = (of("cot"), of("latent"));
+    assert_ne!(cot, student);
+
+    let opened = Opened::find(&at, Some("latent")).unwrap();
+    let taught = |experiment: &Experiment| {
+        let lineage = Lineage {
+            experiment,
+            paths: &RunPaths::new(&at),
+            vocabulary: opened.tokenizer.vocab_size(),
+        };
+        let stage = experiment.stage("system15").unwrap();
+        weights(&lineage.teacher(stage, &device).unwrap())
+    };
+    let mut experiment = opened.experiment.clone();
+    assert_eq!(taught(&experiment), student);
+
+    let copy = folder.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    for (name, bytes) in files(&opened.folder) {
+        std::fs::write(copy.join(name), bytes).unwrap();
+    }
+    experiment.stages[3].initialize = Initialize::Checkpoint { path: copy };
+    assert_eq!(taught(&experiment), student);
+
+    let mut frozen = opened.experiment.clone();
+    let Objective::Align(config) = &mut frozen.stages[2].objective else {
+        panic!()
+    };
+    config.teacher = Teacher::Frozen;
+    assert_eq!(taught(&frozen), cot);
 }
 
 /// `evaluate` finds what the training run found, and writes beside it.
