@@ -30,6 +30,20 @@ fn dry_run_shows_the_run_and_leaves_nothing() {
     }
 }
 
+/// The first batch of stage 1 is fed as the stage says.
+#[test]
+fn a_dry_run_feeds_latent_steps_as_training_will() {
+    let losses = |feeding: &str| {
+        let feeding = format!("stages.latent.objective.feeding={{ kind = \"{feeding}\" }}");
+        let out = succeed("train", &["--smoke", "--dry-run", "--set", &feeding]);
+        let (_, latent) = out.split_once("stage latent: ").unwrap();
+        let line = latent.lines().nth(2).unwrap();
+        assert!(line.starts_with("before training: loss "), "{line}");
+        line.to_owned()
+    };
+    assert_ne!(losses("teacher-forced"), losses("free-running"));
+}
+
 #[test]
 fn a_run_can_be_trained_evaluated_asked_and_exported() {
     let folder = tempfile::tempdir().unwrap();
