@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Parser;
 use sesqui::cli::PlaceArguments;
 use sesqui::experiment::Experiment;
-use sesqui::fitting::misfit;
+use sesqui::fitting::{Asked, Room};
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
@@ -158,11 +158,9 @@ fn answer(
     known: bool,
 ) -> Result<()> {
     let model = opened.load(device)?;
-    if let Some(reason) = misfit(
-        &task.encoded[0],
-        task.layout,
-        model.backbone().config().context,
-    ) {
+    let flag = arguments.latent_steps.map(|steps| steps as usize);
+    let room = Room::new(&model, Asked::new(flag, &opened.experiment.reasoning));
+    if let Some(reason) = room.misfit(&task.encoded[0], task.layout) {
         return Err(Misuse(format!("the question does not fit the model: {reason}")).into());
     }
     let mut config = opened.experiment.evaluation.clone();
@@ -182,9 +180,7 @@ fn answer(
         }
         Trained::Latent(latent) => {
             let method = latent.method(device, task, &config, &reasoning);
-            method.decode(&prompt).map_err(|error| {
-                Misuse(format!("the latent steps do not fit the model: {error}"))
-            })?;
+            method.decode(&prompt)?;
             let decoded = method.decode(&prompt)?;
             say(show::latent_steps(&latent.model, task.tokenizer, &decoded)?)?;
             method.responses(&prompt, decoded)

@@ -308,16 +308,32 @@ fn grid(path: &str) {
         (1.0, 6, 12.0),
     ];
     assert_eq!(calls, expected);
-    let refused = run(
-        "evaluate",
-        &[path, "--stage", "latent", "--latent-steps", "90"],
-    );
-    assert_eq!(refused.code, Some(2), "{}", refused.error);
-    assert!(
-        refused.error.contains("positions, the model has"),
-        "{}",
-        refused.error
-    );
+    let latent = [path, "--stage", "latent", "--timing-questions", "0"];
+    for (asked, said) in [
+        (["--latent-steps", "90"], "with --latent-steps 90 it needs "),
+        (
+            ["--set", "reasoning.latent_steps=80"],
+            "with reasoning.latent_steps = 80 it needs ",
+        ),
+    ] {
+        let refused = run("evaluate", &[&latent[..], &asked].concat());
+        assert_eq!(refused.code, Some(2), "{}", refused.error);
+        assert!(
+            refused.error.contains(said) && refused.error.contains("positions, the model has 128"),
+            "{}",
+            refused.error
+        );
+        assert!(refused.error.contains("--too-long skip"), "{}", refused.error);
+        // Positions are aligned: where one question does not fit, none does.
+        let skipped = [&latent[..], &asked, &["--too-long", "skip"]].concat();
+        let refused = run("evaluate", &skipped);
+        assert_eq!(refused.code, Some(2), "{}", refused.error);
+        assert!(
+            refused.error.contains("none of 20 questions fits the model") && refused.error.contains(said),
+            "{}",
+            refused.error
+        );
+    }
 }
 
 fn questions(path: &str) {
@@ -384,7 +400,7 @@ fn questions(path: &str) {
         ),
         (
             &["--question", "a=1+1;", "--latent-steps", "40"],
-            "the latent steps do not fit the model: ",
+            "the question does not fit the model: with --latent-steps 40 it needs ",
         ),
         (
             &["--stage", "cto", "--question", "?"],
