@@ -17,7 +17,8 @@ use sesqui_shortcut::Shortcuts;
 use sesqui_trainer::Batches;
 use sesqui_trainer::objective::Objective as Learner;
 
-use crate::experiment::{Experiment, Initialize, Objective, Stage};
+use crate::experiment::{Experiment, Objective, Stage};
+use crate::start::latent_settings;
 use crate::trained::LatentSettings;
 use crate::workbench::Workbench;
 
@@ -91,16 +92,8 @@ fn one_step(
             Ok(format!("{text}{}\n", slots(&settings)))
         }
         Objective::Shortcut(config) => {
-            let settings = match &stage.initialize {
-                Initialize::Checkpoint { path } => LatentSettings::read(path)?,
-                Initialize::Stage { stage: from } => match experiment.stage(from) {
-                    Some(Stage {
-                        objective: Objective::Align(config),
-                        ..
-                    }) => workbench.latent_settings(config),
-                    _ => return Ok("its start is not known yet\n".to_owned()),
-                },
-                _ => return Ok("its start is not known yet\n".to_owned()),
+            let Some(settings) = latent_settings(experiment, workbench, stage)? else {
+                return Ok("its start is not known yet\n".to_owned());
             };
             let rollout = move |step| exits_drawn(seed, step);
             let (batches, skipped) =

@@ -109,8 +109,8 @@ enum Takes<'a> {
     Latents {
         latents: &'a LatentConfig,
         steps: usize,
-        /// Who wants so many.
-        said: String,
+        /// Who wants so many; nobody where they are as many as trained.
+        said: Option<String>,
     },
 }
 
@@ -145,18 +145,15 @@ impl<'a> Room<'a> {
 
     /// Of a latent model of `context` positions.
     pub fn latent(settings: &'a LatentSettings, context: usize, asked: Asked) -> Self {
-        let trained = settings.count;
-        let (steps, said) = match asked {
-            Asked::Setting(0) => (trained, String::new()),
-            Asked::Setting(steps) => (steps, format!("with reasoning.latent_steps = {steps}")),
-            Asked::Flag(steps) => (steps, format!("with --latent-steps {steps}")),
-        };
         let kept = settings.kept();
-        let (steps, said) = if said.is_empty() || steps <= kept {
-            let steps = steps.max(kept);
-            (steps, format!("with {steps} latent steps, as trained,"))
-        } else {
-            (steps, said)
+        let (steps, said) = match asked {
+            Asked::Setting(0) => (settings.count, None),
+            Asked::Setting(steps) | Asked::Flag(steps) if steps <= kept => (kept, None),
+            Asked::Setting(steps) => {
+                let said = format!("with reasoning.latent_steps = {steps}");
+                (steps, Some(said))
+            }
+            Asked::Flag(steps) => (steps, Some(format!("with --latent-steps {steps}"))),
         };
         Self {
             context,
@@ -166,6 +163,11 @@ impl<'a> Room<'a> {
                 said,
             },
         }
+    }
+
+    /// Whether it takes what the model was trained with, rather than what somebody asked for.
+    pub fn as_trained(&self) -> bool {
+        !matches!(self.takes, Takes::Latents { said: Some(_), .. })
     }
 
     /// Why a question does not fit; `None` where it does.
@@ -196,6 +198,10 @@ impl<'a> Room<'a> {
                 let start = i32::try_from(start).unwrap_or(i32::MAX);
                 let end = latents.end_position(start, *steps, problem);
                 usize::try_from(end).is_ok_and(|end| end > context).then(|| {
+                    let said = match said {
+                        Some(said) => said,
+                        None => &format!("with {steps} latent steps, as trained,"),
+                    };
                     format!("{said} it needs {end} positions, the model has {context}")
                 })
             }

@@ -166,30 +166,52 @@ pub fn check_starts(experiment: &Experiment, workbench: &Workbench) -> Result<()
                 }
             }
         }
-        let settings = match (&stage.objective, &stage.initialize) {
-            (Objective::Align(config), _) => Some(workbench.latent_settings(config)),
-            (Objective::Shortcut(_), Initialize::Checkpoint { path }) => {
-                let opened = Opened::checkpoint(path)?;
-                if opened.run().is_none() && !shares_teacher(opened.stage()?) {
-                    return Err(Misuse(format!(
-                        "stages.{}.initialize.path: {} lies in no run directory, where the \
-                         student's teacher would be; give a checkpoint in its run",
-                        stage.name,
-                        path.display()
-                    ))
-                    .into());
-                }
-                Some(LatentSettings::read(path)?)
+        if let (Objective::Shortcut(_), Initialize::Checkpoint { path }) =
+            (&stage.objective, &stage.initialize)
+        {
+            let opened = Opened::checkpoint(path)?;
+            if opened.run().is_none() && !shares_teacher(opened.stage()?) {
+                return Err(Misuse(format!(
+                    "stages.{}.initialize.path: {} lies in no run directory, where the student's \
+                     teacher would be; give a checkpoint in its run",
+                    stage.name,
+                    path.display()
+                ))
+                .into());
             }
-            _ => None,
-        };
-        if let Some(settings) = settings {
+        }
+        if let Some(settings) = latent_settings(experiment, workbench, stage)? {
             let asked = experiment.reasoning.latent_steps;
             let context = context(experiment, stage)?;
             workbench.check_latents(stage, &settings, &context, asked)?;
         }
     }
     Ok(())
+}
+
+/// The latent steps that `stage` will be trained with; none where it reasons in words.
+///
+/// # Errors
+///
+/// When it starts from a checkpoint that does not say.
+pub fn latent_settings(
+    experiment: &Experiment,
+    workbench: &Workbench,
+    stage: &Stage,
+) -> Result<Option<LatentSettings>> {
+    match (&stage.objective, &stage.initialize) {
+        (Objective::Align(config), _) => Ok(Some(workbench.latent_settings(config))),
+        (Objective::Shortcut(_), Initialize::Checkpoint { path }) => {
+            Ok(Some(LatentSettings::read(path)?))
+        }
+        (Objective::Shortcut(_), Initialize::Stage { stage: from }) => {
+            match experiment.stage(from) {
+                Some(student) => latent_settings(experiment, workbench, student),
+                None => Ok(None),
+            }
+        }
+        _ => Ok(None),
+    }
 }
 
 /// The positions that the model of `stage` will have: those of the Hugging Face folder that it goes

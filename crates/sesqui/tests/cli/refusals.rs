@@ -85,6 +85,27 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "train",
+        &["--set", "reasoning.latent_steps=60"],
+        "reasoning.latent_steps: validation question arith-dag/validation/n2/0: with \
+         reasoning.latent_steps = 60 it needs 444 positions, the model has 128; take fewer, or \
+         raise model.context",
+    ),
+    // Training problems that are too long may be left out, questions may not.
+    (
+        "train",
+        &[
+            "--set",
+            "stages.latent.objective.latents.positions={ kind = \"strided\", offset = 5, stride = \
+             20 }",
+            "--set",
+            "stages.latent.batches.too_long=skip",
+        ],
+        "stages.latent.objective.latents: validation question arith-dag/validation/n2/0: with 6 \
+         latent steps, as trained, it needs 160 positions, the model has 128; lower latents.count \
+         or latents.positions, or raise model.context",
+    ),
+    (
+        "train",
         &["--set", "stages.system15.objective.loss.answer=-3"],
         "stages.system15.objective.loss.answer: -3 is not a weight; give 0 or more",
     ),
