@@ -118,7 +118,14 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
     let started = Timestamp::now();
     let sweep = sweep(arguments)?;
     let device = arguments.place.backend.device()?;
-    let checkpoints = reopened::checkpoints(&arguments.path, arguments.stage.as_deref())?;
+    let stage = arguments.stage.as_deref();
+    let checkpoints = reopened::checkpoints(&arguments.path, stage)?;
+    // Of a whole run, stages that reason in words are measured as they are.
+    if let (Some(flag), false) = (sweep.flag(), reopened::is_whole_run(&arguments.path, stage)) {
+        checkpoints
+            .iter()
+            .try_for_each(|opened| reopened::takes_latent_steps(opened, flag))?;
+    }
     let mut rows = Vec::new();
     let mut written = Vec::new();
     let mut bench: Option<(Workbench, Experiment)> = None;
@@ -134,6 +141,14 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
             .out
             .clone()
             .or_else(|| reopened::evaluations_folder(opened));
+        let asked = &sweep;
+        let sweep = asked.of(&model);
+        if let (Trained::Latent(_), true) = (&model, sweep != *asked) {
+            say(format!(
+                "{} has no routers: --exit-threshold changes nothing there",
+                opened.state.stage
+            ))?;
+        }
         let most = sweep.latent_steps.iter().copied().max();
         let room = Room::new(&model, Asked::new(most, &experiment.reasoning));
         for task in wanted(&workbench, &experiment, &arguments.split)? {
@@ -154,7 +169,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
                 None => None,
             };
             let config = &experiment.evaluation;
-            if let (Trained::Latent(_), true) = (&model, sweep.is_grid()) {
+            if sweep.is_grid() {
                 let file = file.map(|file| file.with_extension("grid.jsonl"));
                 let base = &experiment.reasoning;
                 let at = file.as_deref();

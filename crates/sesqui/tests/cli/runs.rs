@@ -308,6 +308,43 @@ fn grid(path: &str) {
         (1.0, 6, 12.0),
     ];
     assert_eq!(calls, expected);
+    // Without routers there is no threshold, and nothing is measured twice.
+    let words = [path, "--questions", "5", "--timing-questions", "0", "--stage"];
+    let lists = ["--exit-threshold", "0,0.5,1", "--latent-steps", "1,6"];
+    let out = succeed("evaluate", &[&words[..], &["latent"], &lists].concat());
+    assert!(
+        out.contains("latent has no routers: ") && out.contains("\n no routers "),
+        "{out}"
+    );
+    let file = out
+        .lines()
+        .find_map(|line| line.strip_prefix("written: "))
+        .unwrap();
+    let cells = std::fs::read_to_string(file).unwrap();
+    let cells: Vec<Value> = cells
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let steps = cells.iter().map(|cell| cell["latent_steps"].as_u64());
+    assert_eq!(steps.collect::<Vec<_>>(), [Some(1), Some(6)]);
+    assert!(cells.iter().all(|cell| cell["exit_threshold"].is_null()));
+
+    // Reasoning in words has neither; among all stages of a run it is measured as it is.
+    for flag in [["--exit-threshold", "0,1"], ["--latent-steps", "2"]] {
+        let refused = run("evaluate", &[&words[..], &["cot"], &flag].concat());
+        let expected = format!(
+            "error: {}: stage cot has objective cot, its model takes no latent steps; leave the flag              out, or take stage latent or system15
+",
+            flag[0]
+        );
+        assert_eq!((refused.code, refused.error), (Some(2), expected));
+    }
+    let all = [&words[..5], &["--exit-threshold", "0,1"]].concat();
+    let out = succeed("evaluate", &all);
+    let table = out.lines().filter(|line| line.contains("arith-dag ") && line.contains(" 5 "));
+    assert_eq!(table.count(), 3, "{out}");
+    assert!(out.contains("system15 on arith-dag test"), "{out}");
+
     let latent = [path, "--stage", "latent", "--timing-questions", "0"];
     for (asked, said) in [
         (["--latent-steps", "90"], "with --latent-steps 90 it needs "),
