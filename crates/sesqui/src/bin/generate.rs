@@ -70,6 +70,15 @@ struct Arguments {
 }
 
 impl Arguments {
+    /// A flag of latent reasoning that was given, if any.
+    fn latent_flag(&self) -> Option<&'static str> {
+        match (self.exit_threshold, self.latent_steps) {
+            (Some(_), _) => Some("--exit-threshold"),
+            (None, Some(_)) => Some("--latent-steps"),
+            (None, None) => None,
+        }
+    }
+
     /// The thresholds of latent reasoning: those of the run, but for what was asked.
     fn reasoning(&self, base: &ReasoningConfig) -> Result<ReasoningConfig> {
         let reasoning = ReasoningConfig {
@@ -113,6 +122,9 @@ fn generate(arguments: &Arguments) -> Result<()> {
         return Err(Misuse("--question is empty; write what the model is to answer".into()).into());
     }
     let opened = reopened::open(&arguments.path, arguments.stage.as_deref())?;
+    if let Some(flag) = arguments.latent_flag() {
+        reopened::takes_latent_steps(&opened, flag)?;
+    }
     match (&arguments.question, &arguments.split) {
         (Some(question), _) => {
             let problem = Problem {
@@ -179,6 +191,9 @@ fn answer(
             method.respond(&prompt)?
         }
         Trained::Latent(latent) => {
+            if arguments.exit_threshold.is_some() && latent.shortcuts.is_none() {
+                say("the model has no routers: --exit-threshold changes nothing")?;
+            }
             let method = latent.method(device, task, &config, &reasoning);
             method.decode(&prompt)?;
             let decoded = method.decode(&prompt)?;

@@ -440,6 +440,14 @@ fn questions(path: &str) {
             "the question does not fit the model: with --latent-steps 40 it needs ",
         ),
         (
+            &["--stage", "cot", "--question", "?", "--exit-threshold", "0.5"],
+            "--exit-threshold: stage cot has objective cot, its model takes no latent steps; ",
+        ),
+        (
+            &["--stage", "no_cot", "--question", "?", "--latent-steps", "2"],
+            "--latent-steps: stage no_cot has objective no-cot, its model takes no latent steps; ",
+        ),
+        (
             &["--stage", "cto", "--question", "?"],
             "--stage cto: the run has the stages no_cot, cot, latent, system15",
         ),
