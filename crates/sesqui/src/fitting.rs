@@ -197,13 +197,15 @@ impl<'a> Room<'a> {
             } => {
                 let start = i32::try_from(start).unwrap_or(i32::MAX);
                 let end = latents.end_position(start, *steps, problem);
-                usize::try_from(end).is_ok_and(|end| end > context).then(|| {
-                    let said = match said {
-                        Some(said) => said,
-                        None => &format!("with {steps} latent steps, as trained,"),
-                    };
-                    format!("{said} it needs {end} positions, the model has {context}")
-                })
+                usize::try_from(end)
+                    .is_ok_and(|end| end > context)
+                    .then(|| {
+                        let said = match said {
+                            Some(said) => said,
+                            None => &format!("with {steps} latent steps, as trained,"),
+                        };
+                        format!("{said} it needs {end} positions, the model has {context}")
+                    })
             }
         }
     }
@@ -285,12 +287,32 @@ mod tests {
     fn latent_steps_and_answer_must_fit_and_who_wants_them_is_named() {
         let padded = Padding::Answer;
         let cases = [
-            (padded, Asked::Setting(0), 30, "with 3 latent steps, as trained,"),
+            (
+                padded,
+                Asked::Setting(0),
+                30,
+                "with 3 latent steps, as trained,",
+            ),
             // Fewer steps leave the answer where it is.
-            (padded, Asked::Flag(1), 30, "with 3 latent steps, as trained,"),
+            (
+                padded,
+                Asked::Flag(1),
+                30,
+                "with 3 latent steps, as trained,",
+            ),
             (padded, Asked::Flag(4), 37, "with --latent-steps 4"),
-            (padded, Asked::Setting(5), 44, "with reasoning.latent_steps = 5"),
-            (Padding::None, Asked::Setting(0), 30, "with 3 latent steps, as trained,"),
+            (
+                padded,
+                Asked::Setting(5),
+                44,
+                "with reasoning.latent_steps = 5",
+            ),
+            (
+                Padding::None,
+                Asked::Setting(0),
+                30,
+                "with 3 latent steps, as trained,",
+            ),
             (Padding::None, Asked::Flag(1), 16, "with --latent-steps 1"),
         ];
         for (padding, asked, needed, said) in cases {

@@ -48,8 +48,12 @@ pub fn is_whole_run(path: &Path, stage: Option<&str>) -> bool {
 ///
 /// Names the stage, and those of its run that do take some.
 pub fn takes_latent_steps(opened: &Opened, flag: &str) -> Result<()> {
-    let latent =
-        |stage: &&Stage| matches!(stage.objective, Objective::Align(_) | Objective::Shortcut(_));
+    let latent = |stage: &&Stage| {
+        matches!(
+            stage.objective,
+            Objective::Align(_) | Objective::Shortcut(_)
+        )
+    };
     let stage = opened.stage()?;
     if latent(&stage) {
         return Ok(());

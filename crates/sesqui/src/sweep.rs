@@ -51,7 +51,10 @@ impl Sweep {
 
     /// A flag that was given, if any.
     pub fn flag(&self) -> Option<&'static str> {
-        match (self.exit_thresholds.as_slice(), self.latent_steps.as_slice()) {
+        match (
+            self.exit_thresholds.as_slice(),
+            self.latent_steps.as_slice(),
+        ) {
             ([], []) => None,
             ([], _) => Some("--latent-steps"),
             _ => Some("--exit-threshold"),

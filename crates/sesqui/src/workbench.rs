@@ -64,7 +64,8 @@ impl Workbench {
     }
 
     /// For asking questions only, with the tokenizer and the position layout that a checkpoint
-    /// brought along: training problems are not encoded, and there are no training batches.
+    /// brought along: training problems are neither read nor generated, and there are no training
+    /// batches.
     ///
     /// # Errors
     ///
@@ -75,9 +76,10 @@ impl Workbench {
         tokenizer: Tokenizer,
         layout: PositionLayout,
     ) -> Result<Self> {
-        let corpus = experiment
-            .data
-            .load(Some(root), experiment.seed, experiment.bad_rows)?;
+        let corpus =
+            experiment
+                .data
+                .load_held_out(Some(root), experiment.seed, experiment.bad_rows)?;
         Self::with_tokenizer(experiment, corpus, tokenizer, Some(layout))
     }
 
@@ -100,10 +102,7 @@ impl Workbench {
             })
         };
         let evaluation = &experiment.evaluation;
-        let train = match layout {
-            Some(_) => Vec::new(),
-            None => encode(&corpus.train)?,
-        };
+        let train = encode(&corpus.train)?;
         let validation = asked(
             "validation",
             &corpus.validation,

@@ -20,10 +20,12 @@ pub(super) fn load(
     root: Option<&Path>,
     seed: u64,
     bad_rows: BadRows,
+    wanted: Wanted,
 ) -> Result<Corpus, DatasetError> {
     let mut files = Files {
         root,
         bad_rows,
+        wanted,
         most_rows: None,
         skipped: Vec::new(),
         sources: Vec::new(),
@@ -52,6 +54,15 @@ pub(super) fn load(
     remove_overlap(&mut corpus);
     assert_disjoint(&corpus)?;
     Ok(corpus)
+}
+
+/// Which splits are loaded.
+#[derive(Clone, Copy)]
+pub(super) enum Wanted {
+    /// All of them.
+    Everything,
+    /// Validation and tests.
+    HeldOut,
 }
 
 struct Splits {
@@ -86,7 +97,7 @@ fn splits(
 ) -> Result<Splits, DatasetError> {
     Ok(match config {
         DatasetConfig::ArithDag(config) => Splits::new(
-            arith_dag::generate(config, Part::Train, seed)?,
+            files.train(|_| arith_dag::generate(config, Part::Train, seed))?,
             arith_dag::generate(config, Part::Validation, seed)?,
             arith_dag::generate(config, Part::Test, seed)?,
         ),
@@ -96,7 +107,11 @@ fn splits(
                 hold_out(files.read("gsm8k/train.jsonl")?, config.validation_rows);
             files.most_rows = config.most_rows;
             let test = files.read("gsm8k/test.jsonl")?;
-            Splits::new(files.limit(train), files.limit(validation), test)
+            Splits::new(
+                files.train(|files| Ok(files.limit(train)))?,
+                files.limit(validation),
+                test,
+            )
         }
         DatasetConfig::Gsm8kAug(config) => {
             files.most_rows = config.most_rows;
@@ -105,7 +120,7 @@ fn splits(
                 Gsm8kAugTrain::Augmented => "gsm8k-aug/train.txt",
             };
             Splits::new(
-                files.read(train)?,
+                files.train(|files| files.read(train))?,
                 files.read("gsm8k-aug/valid.txt")?,
                 files.read("gsm8k-aug/test.txt")?,
             )
@@ -114,7 +129,7 @@ fn splits(
         DatasetConfig::Prontoqa(config) => {
             files.most_rows = config.most_rows;
             Splits::new(
-                files.read("prontoqa/prontoqa_train.jsonl")?,
+                files.train(|files| files.read("prontoqa/prontoqa_train.jsonl"))?,
                 files.read("prontoqa/prontoqa_valid.jsonl")?,
                 files.read("prontoqa/prontoqa_test.jsonl")?,
             )
@@ -124,7 +139,11 @@ fn splits(
                 hold_out(files.read("strategyqa/train.json")?, config.validation_rows);
             files.most_rows = config.most_rows;
             let test = files.read("strategyqa/dev.json")?;
-            Splits::new(files.limit(train), files.limit(validation), test)
+            Splits::new(
+                files.train(|files| Ok(files.limit(train)))?,
+                files.limit(validation),
+                test,
+            )
         }
         DatasetConfig::Mathqa(config) => {
             let (train, validation) = match config.train {
@@ -132,7 +151,7 @@ fn splits(
                     hold_out(files.read("mathqa/dev.json")?, config.validation_rows)
                 }
                 MathqaTrain::Published => (
-                    files.read("mathqa/train.json")?,
+                    files.train(|files| files.read("mathqa/train.json"))?,
                     files.read("mathqa/dev.json")?,
                 ),
             };
@@ -141,12 +160,18 @@ fn splits(
                 MathqaTest::Full => "mathqa/test.json",
                 MathqaTest::Challenge => "mathqa/challenge_test.json",
             })?;
-            Splits::new(files.limit(train), files.limit(validation), test)
+            Splits::new(
+                files.train(|files| Ok(files.limit(train)))?,
+                files.limit(validation),
+                test,
+            )
         }
         DatasetConfig::AquaRat(config) => {
             files.most_rows = config.most_rows;
             let train = match config.train {
-                AquaRatTrain::Published => files.read("aqua-rat/train.json")?,
+                AquaRatTrain::Published => {
+                    files.train(|files| files.read("aqua-rat/train.json"))?
+                }
                 AquaRatTrain::None => Vec::new(),
             };
             Splits::new(
@@ -198,7 +223,8 @@ fn gsm8k_perturbed(
         });
     }
     Ok(Splits {
-        train: perturb::generate(&templates, Part::Train, config.train_rows, seed)?,
+        train: files
+            .train(|_| perturb::generate(&templates, Part::Train, config.train_rows, seed))?,
         validation: perturb::generate(&templates, Part::Validation, config.validation_rows, seed)?,
         tests,
     })
@@ -208,8 +234,8 @@ fn prosqa(config: &Prosqa, seed: u64, files: &mut Files<'_>) -> Result<Splits, D
     files.most_rows = config.most_rows;
     let validation = files.read("prosqa/prosqa_valid.json")?;
     let test = files.read("prosqa/prosqa_test.json")?;
-    let train = match config.train {
-        ProsqaTrain::Published => files.read("prosqa/prosqa_train.json")?,
+    let train = files.train(|files| match config.train {
+        ProsqaTrain::Published => files.read("prosqa/prosqa_train.json"),
         ProsqaTrain::Generated => {
             let names = match (config.names, files.root) {
                 (ProsqaNames::Published, Some(root)) => {
@@ -221,9 +247,9 @@ fn prosqa(config: &Prosqa, seed: u64, files: &mut Files<'_>) -> Result<Splits, D
                 _ => prosqa::Names::invented(),
             };
             let rows = prosqa::generate(&names, Part::Train, config.train_rows, seed)?;
-            rows.into_iter().map(|(problem, _)| problem).collect()
+            Ok(rows.into_iter().map(|(problem, _)| problem).collect())
         }
-    };
+    })?;
     Ok(Splits::new(train, validation, test))
 }
 
@@ -248,7 +274,9 @@ fn multiplication(
         .flatten()
         .map(|row| &*row.question)
         .collect();
-    let train = multiplication::generate(digits, Part::Train, config.train_rows, &taken, seed)?;
+    let train = files.train(|_| {
+        multiplication::generate(digits, Part::Train, config.train_rows, &taken, seed)
+    })?;
     let generated = |part, rows| multiplication::generate(digits, part, rows, &taken, seed);
     let new_validation = match validation {
         Some(_) => Vec::new(),
@@ -287,6 +315,7 @@ fn hold_out(problems: Vec<Problem>, rows: usize) -> (Vec<Problem>, Vec<Problem>)
 struct Files<'a> {
     root: Option<&'a Path>,
     bad_rows: BadRows,
+    wanted: Wanted,
     most_rows: Option<usize>,
     skipped: Vec<BadRow>,
     sources: Vec<(PathBuf, String)>,
@@ -312,6 +341,17 @@ impl Files<'_> {
         ));
         self.skipped.extend(rows.skipped);
         Ok(self.limit(rows.problems))
+    }
+
+    /// Training rows, where they are wanted.
+    fn train(
+        &mut self,
+        rows: impl FnOnce(&mut Self) -> Result<Vec<Problem>, DatasetError>,
+    ) -> Result<Vec<Problem>, DatasetError> {
+        match self.wanted {
+            Wanted::Everything => rows(self),
+            Wanted::HeldOut => Ok(Vec::new()),
+        }
     }
 
     fn limit(&self, mut problems: Vec<Problem>) -> Vec<Problem> {
@@ -386,6 +426,54 @@ mod tests {
             .load(None, 1, BadRows::Fail)
             .unwrap_err();
         assert!(aqua.to_string().contains("aqua-rat/train.json"), "{aqua}");
+    }
+
+    /// What a trained model is asked is what it was held out from, and needs no training file.
+    #[test]
+    fn held_out_splits_are_those_of_the_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Some(folder.path());
+        let write = |file: &str, text: &str| {
+            let path = folder.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        for file in ["train", "test"] {
+            let rows = ["a", "b", "c", "d"].map(|question| {
+                format!("{{\"question\":\"{question} {file}?\",\"answer\":\"#### 1\"}}\n")
+            });
+            write(&format!("gsm8k/{file}.jsonl"), &rows.concat());
+        }
+        write("gsm8k-aug/valid.txt", "v?||<<1+1=2>> #### 2\n");
+        write("gsm8k-aug/test.txt", "t?||<<1+2=3>> #### 3\n");
+        for (text, train) in [
+            (
+                "kind = 'arith-dag'\ntrain_per_length = 3\nvalidation_per_length = 2",
+                true,
+            ),
+            (
+                "kind = 'multiplication'\ndigits = 2\ntrain_rows = 9\nvalidation_rows = 3\ntest_rows = 3",
+                true,
+            ),
+            ("kind = 'gsm8k'\nvalidation_rows = 1", true),
+            ("kind = 'gsm8k-aug'", false),
+        ] {
+            let held_out = config(text).load_held_out(root, 1, BadRows::Fail).unwrap();
+            assert!(held_out.train.is_empty(), "{text}");
+            assert!(!held_out.validation.is_empty(), "{text}");
+            let whole = config(text).load(root, 1, BadRows::Fail);
+            if train {
+                let whole = whole.unwrap();
+                assert!(!whole.train.is_empty(), "{text}");
+                assert_eq!(held_out.validation, whole.validation, "{text}");
+                let problems = |tests: Vec<TestSplit>| -> Vec<Vec<Problem>> {
+                    tests.into_iter().map(|test| test.problems).collect()
+                };
+                assert_eq!(problems(held_out.tests), problems(whole.tests), "{text}");
+            } else {
+                assert!(matches!(whole, Err(DatasetError::Missing { .. })), "{text}");
+            }
+        }
     }
 
     #[test]

@@ -216,9 +216,8 @@ fn latent_steps_must_fit_the_folder_that_the_model_comes_from() {
     std::fs::write(folder.path().join("config.json"), shape).unwrap();
     std::fs::write(folder.path().join("model.safetensors"), "").unwrap();
     for stage in ["latent", "cot"] {
-        let start = format!(
-            "stages.{stage}.initialize={{ kind = \"hugging-face\", path = \"{path}\" }}"
-        );
+        let start =
+            format!("stages.{stage}.initialize={{ kind = \"hugging-face\", path = \"{path}\" }}");
         let said = run("train", &["--smoke", "--dry-run", "--set", &start]);
         assert_eq!(said.code, Some(2), "{}{}", said.out, said.error);
         for part in [

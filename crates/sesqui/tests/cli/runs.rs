@@ -128,14 +128,23 @@ fn stage_2_is_taught_by_the_teacher_of_stage_1() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path().join("run");
     let set = |key: &str| ["--set".to_owned(), key.to_owned()];
-    let mut words = ["--smoke", "--renderer", "none", "--run", at.to_str().unwrap()]
-        .map(str::to_owned)
-        .to_vec();
+    let mut words = [
+        "--smoke",
+        "--renderer",
+        "none",
+        "--run",
+        at.to_str().unwrap(),
+    ]
+    .map(str::to_owned)
+    .to_vec();
     words.extend(set("stages.latent.objective.teacher=shared"));
     for stage in ["no_cot", "cot", "latent", "system15"] {
         words.extend(set(&format!("stages.{stage}.training.steps=2")));
     }
-    succeed("train", &words.iter().map(String::as_str).collect::<Vec<_>>());
+    succeed(
+        "train",
+        &words.iter().map(String::as_str).collect::<Vec<_>>(),
+    );
 
     let device = Device::flex();
     let weights = |model: &Transformer| {
@@ -309,7 +318,14 @@ fn grid(path: &str) {
     ];
     assert_eq!(calls, expected);
     // Without routers there is no threshold, and nothing is measured twice.
-    let words = [path, "--questions", "5", "--timing-questions", "0", "--stage"];
+    let words = [
+        path,
+        "--questions",
+        "5",
+        "--timing-questions",
+        "0",
+        "--stage",
+    ];
     let lists = ["--exit-threshold", "0,0.5,1", "--latent-steps", "1,6"];
     let out = succeed("evaluate", &[&words[..], &["latent"], &lists].concat());
     assert!(
@@ -341,7 +357,9 @@ fn grid(path: &str) {
     }
     let all = [&words[..5], &["--exit-threshold", "0,1"]].concat();
     let out = succeed("evaluate", &all);
-    let table = out.lines().filter(|line| line.contains("arith-dag ") && line.contains(" 5 "));
+    let table = out
+        .lines()
+        .filter(|line| line.contains("arith-dag ") && line.contains(" 5 "));
     assert_eq!(table.count(), 3, "{out}");
     assert!(out.contains("system15 on arith-dag test"), "{out}");
 
@@ -360,13 +378,20 @@ fn grid(path: &str) {
             "{}",
             refused.error
         );
-        assert!(refused.error.contains("--too-long skip"), "{}", refused.error);
+        assert!(
+            refused.error.contains("--too-long skip"),
+            "{}",
+            refused.error
+        );
         // Positions are aligned: where one question does not fit, none does.
         let skipped = [&latent[..], &asked, &["--too-long", "skip"]].concat();
         let refused = run("evaluate", &skipped);
         assert_eq!(refused.code, Some(2), "{}", refused.error);
         assert!(
-            refused.error.contains("none of 20 questions fits the model") && refused.error.contains(said),
+            refused
+                .error
+                .contains("none of 20 questions fits the model")
+                && refused.error.contains(said),
             "{}",
             refused.error
         );
@@ -440,11 +465,25 @@ fn questions(path: &str) {
             "the question does not fit the model: with --latent-steps 40 it needs ",
         ),
         (
-            &["--stage", "cot", "--question", "?", "--exit-threshold", "0.5"],
+            &[
+                "--stage",
+                "cot",
+                "--question",
+                "?",
+                "--exit-threshold",
+                "0.5",
+            ],
             "--exit-threshold: stage cot has objective cot, its model takes no latent steps; ",
         ),
         (
-            &["--stage", "no_cot", "--question", "?", "--latent-steps", "2"],
+            &[
+                "--stage",
+                "no_cot",
+                "--question",
+                "?",
+                "--latent-steps",
+                "2",
+            ],
             "--latent-steps: stage no_cot has objective no-cot, its model takes no latent steps; ",
         ),
         (
