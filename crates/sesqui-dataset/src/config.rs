@@ -332,7 +332,21 @@ impl DatasetConfig {
         seed: u64,
         bad_rows: BadRows,
     ) -> Result<Corpus, DatasetError> {
-        load::load(self, root, seed, bad_rows)
+        load::load(self, root, seed, bad_rows, load::Wanted::Everything)
+    }
+
+    /// As [`Self::load`], without training rows: what a trained model is asked. Validation and tests
+    /// are the same; that no training row is among them is proven where they are loaded together.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; files that hold nothing but training rows are not needed.
+    pub fn load_held_out(
+        &self,
+        root: Option<&Path>,
+        seed: u64,
+        bad_rows: BadRows,
+    ) -> Result<Corpus, DatasetError> {
+        load::load(self, root, seed, bad_rows, load::Wanted::HeldOut)
     }
 
     /// Divides the number of rows by `factor`, at least one of each split remaining, for runs that

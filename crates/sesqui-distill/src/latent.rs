@@ -170,8 +170,11 @@ impl LatentConfig {
 
     /// One past the greatest position id that a problem uses after its question.
     pub fn end_position(&self, start: i32, count: usize, problem: &EncodedProblem) -> i32 {
-        self.positions.answer_position(start, count)
-            + (problem.answer_start.len() + problem.answer.len()) as i32
+        let answer = (problem.answer_start.len() + problem.answer.len()) as i32;
+        // A latent step may stand beyond the place of the answer.
+        let last = self.positions.slot_position(start, count.saturating_sub(1));
+        let end = self.positions.answer_position(start, count);
+        end.saturating_add(answer).max(last.saturating_add(1))
     }
 }
 
@@ -445,6 +448,13 @@ impl LatentBatch {
             let inside = offset + 1 < problem.answer_start;
             self.answer_weights.push(if inside { 0.0 } else { 1.0 });
         }
+    }
+
+    /// Whether `slot` is the last latent step that `row` has, or one that it does not have: such
+    /// steps run to the top, also beside rows that have more.
+    pub fn is_last(&self, row: usize, slot: usize) -> bool {
+        let outputs = &self.labels[row * (self.slots + 1)..][..self.slots + 1];
+        outputs.get(slot + 2).copied().flatten().is_none()
     }
 
     /// Column `column` of a row-major `[batch, seq]` list.

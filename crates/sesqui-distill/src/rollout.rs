@@ -159,10 +159,8 @@ impl Leaves {
         let boundaries = (0..batch.batch)
             .flat_map(|row| (0..slots).map(move |slot| (row, slot)))
             .map(|(row, slot)| {
-                let outputs = &batch.labels[row * (slots + 1)..][..slots + 1];
-                // A row's last latent step runs to the top, also beside rows that have more.
-                let last = outputs.get(slot + 2).copied().flatten().is_none();
-                decide(outputs[slot + 1]).filter(|_| !last)
+                let label = batch.labels[row * (slots + 1) + slot + 1];
+                decide(label).filter(|_| !batch.is_last(row, slot))
             })
             .collect();
         Self { slots, boundaries }

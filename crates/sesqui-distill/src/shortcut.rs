@@ -262,8 +262,12 @@ impl Shortcut {
             landing: self.config.landing,
         };
         let (student, shortcuts) = (self.student.valid(), self.shortcuts.valid());
-        let hosts = shortcuts.routers_on_host();
         let drawn = Exits::draw(batch, config, layers);
+        // Each router is a read from the device.
+        let hosts = match drawn {
+            Exits::Planned(_) => Vec::new(),
+            Exits::Routers { .. } => shortcuts.routers_on_host(),
+        };
         let planned = |row: usize, slot: usize, boundary: usize| match &drawn {
             Exits::Planned(leaves) => leaves.leaves(row, slot, boundary),
             Exits::Routers { .. } => false,

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sesqui_model::latent::LatentTransformer;
 use sesqui_model::{KvCache, Transformer};
-use sesqui_shortcut::walk::{ExitRule, SlotTrace, Walk};
+use sesqui_shortcut::walk::{ExitRule, Last, SlotTrace, Walk};
 use sesqui_shortcut::{KeyValueRule, Landing, StaircaseInputs, StaircasePass};
 
 use crate::latent::{LatentBatch, SlotLabel};
@@ -104,9 +104,10 @@ pub fn own_inputs(
             walk.replace_states(put_right(student, walk.states(), slot, lesson, batch));
         }
         inputs.push(walk.states());
-        // Every step but the last feeds another; under a staircase its trace is wanted too.
+        // The last step feeds no other; under a staircase its trace is wanted too.
         let positions = batch.column(&batch.positions, question + slot);
-        walk.step(&positions, slot + 1 == batch.slots);
+        let last: Vec<bool> = (0..rows).map(|row| batch.is_last(row, slot)).collect();
+        walk.step(&positions, Last::Rows(&last));
     }
     let traces = walk.slots().to_vec();
     (Tensor::cat(inputs, 1), traces)

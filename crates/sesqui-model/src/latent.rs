@@ -101,7 +101,7 @@ impl SlotPositions {
             Self::Contiguous => start.saturating_add(narrow(slot)),
             Self::Strided { offset, stride } => start
                 .saturating_add(narrow(offset as usize))
-                .saturating_add(narrow(stride as usize * slot)),
+                .saturating_add(narrow((stride as usize).saturating_mul(slot))),
         }
     }
 
@@ -109,7 +109,9 @@ impl SlotPositions {
     pub fn answer_position(&self, start: i32, slots: usize) -> i32 {
         match *self {
             Self::Contiguous => start.saturating_add(narrow(slots)),
-            Self::Strided { stride, .. } => start.saturating_add(narrow(stride as usize * slots)),
+            Self::Strided { stride, .. } => {
+                start.saturating_add(narrow((stride as usize).saturating_mul(slots)))
+            }
         }
     }
 }

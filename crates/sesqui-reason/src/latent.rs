@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
 use sesqui_model::LatentTransformer;
-use sesqui_shortcut::{ExitRule, KeyValueRule, Landing, SlotTrace, Walk};
+use sesqui_shortcut::{ExitRule, KeyValueRule, Landing, Last, SlotTrace, Walk};
 
 use crate::decode::{Decoding, feed, go_on, prefill, read_argmax};
 use crate::prompt::{Prompt, PromptError};
@@ -86,7 +86,7 @@ pub fn latent(
     let mut walk = Walk::new(model, cache, states, rule, key_values).with_landing(plan.landing);
     for slot in 0..plan.latent_steps {
         let positions: Vec<i32> = plan.slot_positions.iter().map(|row| row[slot]).collect();
-        walk.step(&positions, slot + 1 == plan.latent_steps);
+        walk.step(&positions, Last::All(slot + 1 == plan.latent_steps));
     }
     let mut states = walk.inputs().to_vec();
     let mut last = walk.states();

@@ -8,7 +8,7 @@ use crate::plan::Landing;
 use crate::router::HostRouter;
 use crate::shortcuts::Shortcuts;
 
-/// When a slot leaves early. The last slot never does.
+/// When a slot leaves early. The last slot of a row never does.
 #[derive(Clone, Copy)]
 pub enum ExitRule<'a> {
     /// Never: every slot runs all layers, as in the plain latent student.
@@ -48,6 +48,25 @@ impl<'a> ExitRule<'a> {
             Self::Full => None,
             Self::Routers { shortcuts, .. } => Some(shortcuts),
             Self::Plan { shortcuts, .. } => *shortcuts,
+        }
+    }
+}
+
+/// Of which rows a slot is the last one, which runs to the top.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Last<'a> {
+    /// Of all, or of none.
+    All(bool),
+    /// Row by row. Slots after a row's last one are last ones too, so that its staircase stays
+    /// legal beside rows that have more.
+    Rows(&'a [bool]),
+}
+
+impl Last<'_> {
+    fn of(self, row: usize) -> bool {
+        match self {
+            Self::All(last) => last,
+            Self::Rows(last) => last[row],
         }
     }
 }
@@ -123,12 +142,14 @@ impl<'a> Walk<'a> {
         self
     }
 
-    /// One slot for every row, at `positions`, one per row; the `last` one runs to the top.
+    /// One slot for every row, at `positions`, one per row; where it is the `last` one it runs to
+    /// the top.
     ///
     /// # Panics
     ///
-    /// If `positions` are fewer than rows, the cache is full, or routers or adapters are missing.
-    pub fn step(&mut self, positions: &[i32], last: bool) {
+    /// If `positions` or `last` are fewer than rows, the cache is full, or routers or adapters are
+    /// missing.
+    pub fn step(&mut self, positions: &[i32], last: Last<'_>) {
         self.inputs.push(self.states.clone());
         if self.rule.never() {
             return self.step_in_full(positions);
@@ -140,10 +161,11 @@ impl<'a> Walk<'a> {
         for boundary in 0..layers {
             let entering = self.enter(boundary, positions);
             standing = self.join(standing, entering);
-            if !last && self.landing.exits(layers).contains(&boundary) {
+            if self.landing.exits(layers).contains(&boundary) {
                 let group = standing.take();
-                let (stayed, gone) =
-                    group.map_or((None, None), |group| self.leave(group, boundary, positions));
+                let (stayed, gone) = group.map_or((None, None), |group| {
+                    self.leave(group, boundary, positions, last)
+                });
                 standing = stayed;
                 left[self.landing.resume(boundary, layers)] = gone;
             }
@@ -232,8 +254,9 @@ impl<'a> Walk<'a> {
         group: Group,
         boundary: usize,
         positions: &[i32],
+        last: Last<'_>,
     ) -> (Option<Group>, Option<Group>) {
-        let leaves = self.decide(&group, boundary);
+        let leaves = self.decide(&group, boundary, last);
         let which = |wanted: bool| -> Vec<usize> {
             (0..leaves.len())
                 .filter(|&index| leaves[index] == wanted)
@@ -262,12 +285,14 @@ impl<'a> Walk<'a> {
         (stayed, Some(gone))
     }
 
-    fn decide(&mut self, group: &Group, boundary: usize) -> Vec<bool> {
+    /// Which rows of `group` leave at `boundary`. Nothing is read where all take their last slot.
+    fn decide(&mut self, group: &Group, boundary: usize, last: Last<'_>) -> Vec<bool> {
         match self.rule {
+            _ if group.rows.iter().all(|&row| last.of(row)) => vec![false; group.rows.len()],
             ExitRule::Full => vec![false; group.rows.len()],
             ExitRule::Plan { leaves, .. } => {
                 let slot = self.inputs.len() - 1;
-                let ask = |&row: &usize| leaves(row, slot, boundary);
+                let ask = |&row: &usize| !last.of(row) && leaves(row, slot, boundary);
                 group.rows.iter().map(ask).collect()
             }
             ExitRule::Routers {
@@ -278,6 +303,9 @@ impl<'a> Walk<'a> {
                 let states: Vec<f32> = data.iter::<f32>().collect();
                 let rows = group.rows.iter().zip(states.chunks_exact(d_model));
                 rows.map(|(&row, state)| {
+                    if last.of(row) {
+                        return false;
+                    }
                     let weight = hosts[boundary].weight(state);
                     if let Some(slot) = self.slots[row].last_mut() {
                         slot.weights.push((boundary, weight));

@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use burn::train::TrainStep;
 use comfy_table::{CellAlignment, Table, presets};
 use sesqui_dataset::batch::SequenceBatch;
-use sesqui_distill::rollout::exits_drawn;
+use sesqui_distill::rollout::{exits_drawn, rollout};
 use sesqui_distill::{Align, LatentBatch, Shortcut, Supervised};
 use sesqui_model::flops::Flops;
 use sesqui_model::latent::LatentTransformer;
@@ -17,7 +17,8 @@ use sesqui_shortcut::Shortcuts;
 use sesqui_trainer::Batches;
 use sesqui_trainer::objective::Objective as Learner;
 
-use crate::experiment::{Experiment, Initialize, Objective, Stage};
+use crate::experiment::{Experiment, Objective, Stage};
+use crate::start::latent_settings;
 use crate::trained::LatentSettings;
 use crate::workbench::Workbench;
 
@@ -72,10 +73,6 @@ fn one_step(
     model: &Transformer,
 ) -> Result<String> {
     let (context, seed) = (experiment.model.context, experiment.seed);
-    let latent = |settings: &LatentSettings| {
-        let rollout = move |step| exits_drawn(seed, step);
-        workbench.latent_batches(stage, settings, context, seed, rollout)
-    };
     match &stage.objective {
         Objective::Cot | Objective::NoCot => {
             let (batches, skipped) = workbench.batches(stage, context, seed)?;
@@ -85,24 +82,22 @@ fn one_step(
         }
         Objective::Align(config) => {
             let settings = workbench.latent_settings(config);
-            let (batches, skipped) = latent(&settings)?;
+            let (feeding, exits) = (config.feeding, config.exit_dropout);
+            let steps = stage.training.steps;
+            let rollout = move |step| rollout(feeding, exits, seed, step, steps);
+            let (batches, skipped) =
+                workbench.latent_batches(stage, &settings, context, seed, rollout)?;
             let model = Align::new(student(model, &settings), model, config);
             let text = first_batch(stage, &batches, skipped.len(), sizes, &model)?;
             Ok(format!("{text}{}\n", slots(&settings)))
         }
         Objective::Shortcut(config) => {
-            let settings = match &stage.initialize {
-                Initialize::Checkpoint { path } => LatentSettings::read(path)?,
-                Initialize::Stage { stage: from } => match experiment.stage(from) {
-                    Some(Stage {
-                        objective: Objective::Align(config),
-                        ..
-                    }) => workbench.latent_settings(config),
-                    _ => return Ok("its start is not known yet\n".to_owned()),
-                },
-                _ => return Ok("its start is not known yet\n".to_owned()),
+            let Some(settings) = latent_settings(experiment, workbench, stage)? else {
+                return Ok("its start is not known yet\n".to_owned());
             };
-            let (batches, skipped) = latent(&settings)?;
+            let rollout = move |step| exits_drawn(seed, step);
+            let (batches, skipped) =
+                workbench.latent_batches(stage, &settings, context, seed, rollout)?;
             let device = model.token_embedding.weight.val().device();
             let shortcuts = Shortcuts::new(&config.shortcuts, model.config(), seed, &device);
             let added = shortcuts.num_params();

@@ -147,7 +147,12 @@ impl Opened {
         (run.config().is_file() && inside == folder).then_some(run)
     }
 
-    fn stage(&self) -> Result<&Stage> {
+    /// The stage that it is a checkpoint of.
+    ///
+    /// # Errors
+    ///
+    /// When its configuration has no such stage.
+    pub fn stage(&self) -> Result<&Stage> {
         self.experiment.stage(&self.state.stage).with_context(|| {
             format!(
                 "{} is a checkpoint of stage {}, which its configuration does not have",

@@ -6,7 +6,7 @@ use anyhow::Result;
 use jiff::{Timestamp, tz::TimeZone};
 use sesqui_run::{ConfigSource, RunPaths};
 
-use crate::experiment::Experiment;
+use crate::experiment::{Experiment, Objective, Stage};
 use crate::misuse::Misuse;
 use crate::opened::Opened;
 
@@ -19,11 +19,10 @@ const EVALUATION_KEYS: [&str; 5] = ["data", "evaluation", "reasoning", "seed", "
 ///
 /// When there is none, naming what there is.
 pub fn checkpoints(path: &Path, stage: Option<&str>) -> Result<Vec<Opened>> {
-    let run = RunPaths::new(path);
-    let whole_run = stage.is_none() && run.config().is_file() && !path.join("state.json").is_file();
-    if !whole_run {
+    if !is_whole_run(path, stage) {
         return Ok(vec![open(path, stage)?]);
     }
+    let run = RunPaths::new(path);
     let experiment = sesqui_run::load::<Experiment>(ConfigSource::File(run.config()), &[])?.value;
     let mut opened = Vec::new();
     for stage in &experiment.stages {
@@ -35,6 +34,42 @@ pub fn checkpoints(path: &Path, stage: Option<&str>) -> Result<Vec<Opened>> {
         return Err(Misuse(format!("{} has no checkpoint yet", path.display())).into());
     }
     Ok(opened)
+}
+
+/// Whether `path` and `stage` name all stages of a run rather than one checkpoint.
+pub fn is_whole_run(path: &Path, stage: Option<&str>) -> bool {
+    let checkpoint = path.join("state.json").is_file();
+    stage.is_none() && !checkpoint && RunPaths::new(path).config().is_file()
+}
+
+/// Refuses `flag`, which is about latent reasoning, for a checkpoint that takes no latent steps.
+///
+/// # Errors
+///
+/// Names the stage, and those of its run that do take some.
+pub fn takes_latent_steps(opened: &Opened, flag: &str) -> Result<()> {
+    let latent = |stage: &&Stage| {
+        matches!(
+            stage.objective,
+            Objective::Align(_) | Objective::Shortcut(_)
+        )
+    };
+    let stage = opened.stage()?;
+    if latent(&stage) {
+        return Ok(());
+    }
+    let others = opened.experiment.stages.iter().filter(latent);
+    let others: Vec<&str> = others.map(|stage| stage.name.as_str()).collect();
+    let remedy = match others.as_slice() {
+        [] => String::new(),
+        names => format!(", or take stage {}", names.join(" or ")),
+    };
+    Err(Misuse(format!(
+        "{flag}: stage {} has objective {}, its model takes no latent steps; leave the flag out{remedy}",
+        stage.name,
+        stage.objective.kind(),
+    ))
+    .into())
 }
 
 /// As [`Opened::find`], but refuses a stage that a checkpoint folder does not belong to.

@@ -4,11 +4,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
+use sesqui_distill::align::Teacher;
 use sesqui_model::{Transformer, huggingface};
 use sesqui_run::RunPaths;
 use sesqui_trainer::Checkpoints;
 
 use crate::experiment::{Experiment, Initialize, Objective, Stage};
+use crate::fitting::ContextLength;
 use crate::misuse::Misuse;
 use crate::opened::Opened;
 use crate::trained::{LatentSettings, Trained};
@@ -55,16 +57,26 @@ impl Lineage<'_> {
         }
     }
 
-    /// The chain-of-thought model that a latent `stage` was taught by: what its stage 1 started from.
+    /// The chain-of-thought model that the student from which `stage` starts was aligned to: what its
+    /// stage 1 started from, or where both shared their weights the student as trained.
     ///
     /// # Errors
     ///
     /// When it cannot be found or does not fit.
     pub fn teacher(&self, stage: &Stage, device: &Device) -> Result<Transformer> {
         let teacher = match &stage.initialize {
-            Initialize::Stage { stage: student } => self.start(self.find(student)?, device)?,
+            Initialize::Stage { stage: student } => {
+                let student = self.find(student)?;
+                match shares_teacher(student) {
+                    true => self.start(stage, device)?,
+                    false => self.start(student, device)?,
+                }
+            }
             Initialize::Checkpoint { path } => {
                 let opened = Opened::checkpoint(path)?;
+                if shares_teacher(opened.stage()?) {
+                    return Ok(opened.load(device)?.backbone().clone());
+                }
                 let run = opened.run().with_context(|| {
                     format!(
                         "stage {}: {} lies in no run directory, where its teacher would be",
@@ -123,6 +135,11 @@ impl Lineage<'_> {
     }
 }
 
+/// Whether a student was aligned to its own weights on the chain of thought.
+fn shares_teacher(student: &Stage) -> bool {
+    matches!(&student.objective, Objective::Align(config) if config.teacher == Teacher::Shared)
+}
+
 /// Checks where the stages of an experiment start from, before anything is written or trained.
 ///
 /// # Errors
@@ -149,30 +166,80 @@ pub fn check_starts(experiment: &Experiment, workbench: &Workbench) -> Result<()
                 }
             }
         }
-        let settings = match (&stage.objective, &stage.initialize) {
-            (Objective::Align(config), _) => Some(workbench.latent_settings(config)),
-            (Objective::Shortcut(_), Initialize::Checkpoint { path }) => {
-                let opened = Opened::checkpoint(path)?;
-                if opened.run().is_none() {
-                    return Err(Misuse(format!(
-                        "stages.{}.initialize.path: {} lies in no run directory, where the \
-                         student's teacher would be; give a checkpoint in its run",
-                        stage.name,
-                        path.display()
-                    ))
-                    .into());
-                }
-                Some(LatentSettings::read(path)?)
+        if let (Objective::Shortcut(_), Initialize::Checkpoint { path }) =
+            (&stage.objective, &stage.initialize)
+        {
+            let opened = Opened::checkpoint(path)?;
+            if opened.run().is_none() && !shares_teacher(opened.stage()?) {
+                return Err(Misuse(format!(
+                    "stages.{}.initialize.path: {} lies in no run directory, where the student's \
+                     teacher would be; give a checkpoint in its run",
+                    stage.name,
+                    path.display()
+                ))
+                .into());
             }
-            _ => None,
-        };
-        if let Some(settings) = settings {
+        }
+        if let Some(settings) = latent_settings(experiment, workbench, stage)? {
             let asked = experiment.reasoning.latent_steps;
-            let context = experiment.model.context;
-            workbench.check_latents(stage, &settings, context, asked)?;
+            let context = context(experiment, stage)?;
+            workbench.check_latents(stage, &settings, &context, asked)?;
         }
     }
     Ok(())
+}
+
+/// The latent steps that `stage` will be trained with; none where it reasons in words.
+///
+/// # Errors
+///
+/// When it starts from a checkpoint that does not say.
+pub fn latent_settings(
+    experiment: &Experiment,
+    workbench: &Workbench,
+    stage: &Stage,
+) -> Result<Option<LatentSettings>> {
+    match (&stage.objective, &stage.initialize) {
+        (Objective::Align(config), _) => Ok(Some(workbench.latent_settings(config))),
+        (Objective::Shortcut(_), Initialize::Checkpoint { path }) => {
+            Ok(Some(LatentSettings::read(path)?))
+        }
+        (Objective::Shortcut(_), Initialize::Stage { stage: from }) => {
+            match experiment.stage(from) {
+                Some(student) => latent_settings(experiment, workbench, student),
+                None => Ok(None),
+            }
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The positions that the model of `stage` will have: those of the Hugging Face folder that it goes
+/// back to, else those of `[model]`.
+fn context(experiment: &Experiment, stage: &Stage) -> Result<ContextLength> {
+    match &stage.initialize {
+        Initialize::Scratch => Ok(ContextLength::new(experiment.model.context)),
+        Initialize::Stage { stage: from } => {
+            let source = experiment.stage(from);
+            context(
+                experiment,
+                source.with_context(|| format!("the run has no stage {from}"))?,
+            )
+        }
+        Initialize::Checkpoint { path } => {
+            let opened = Opened::checkpoint(path)?;
+            context(&opened.experiment, opened.stage()?)
+        }
+        Initialize::HuggingFace { path } => {
+            let key = format!("stages.{}.initialize.path", stage.name);
+            Ok(ContextLength {
+                positions: huggingface::shape(path)
+                    .with_context(|| key.clone())?
+                    .context,
+                remedy: format!("give {key} a model with more"),
+            })
+        }
+    }
 }
 
 /// Whether a checkpoint has the shape of `[model]` and was trained for what the stage needs.

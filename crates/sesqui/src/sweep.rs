@@ -15,7 +15,7 @@ use crate::measure::{Subject, measure};
 use crate::reasoning::ReasoningConfig;
 use crate::trained::Trained;
 
-/// Values of both thresholds, every pair of which is measured.
+/// Values of both thresholds, every pair of which is measured; what is empty stays as configured.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sweep {
     /// Exit thresholds.
@@ -27,8 +27,8 @@ pub struct Sweep {
 /// One cell of the grid.
 #[derive(Clone, Debug, Serialize)]
 pub struct Cell {
-    /// Exit threshold.
-    pub exit_threshold: f64,
+    /// Exit threshold; none where the model has no routers.
+    pub exit_threshold: Option<f64>,
     /// Latent steps.
     pub latent_steps: usize,
     /// What was measured.
@@ -36,6 +36,31 @@ pub struct Cell {
 }
 
 impl Sweep {
+    /// What of it concerns `model`: nothing where it reasons in words, no exit threshold where it has
+    /// no routers.
+    pub fn of(&self, model: &Trained) -> Self {
+        match model {
+            Trained::Tokens(_) => Self::default(),
+            Trained::Latent(latent) if latent.shortcuts.is_none() => Self {
+                exit_thresholds: Vec::new(),
+                latent_steps: self.latent_steps.clone(),
+            },
+            Trained::Latent(_) => self.clone(),
+        }
+    }
+
+    /// A flag that was given, if any.
+    pub fn flag(&self) -> Option<&'static str> {
+        match (
+            self.exit_thresholds.as_slice(),
+            self.latent_steps.as_slice(),
+        ) {
+            ([], []) => None,
+            ([], _) => Some("--latent-steps"),
+            _ => Some("--exit-threshold"),
+        }
+    }
+
     /// Whether there is more than one pair.
     pub fn is_grid(&self) -> bool {
         self.exit_thresholds.len().max(1) * self.latent_steps.len().max(1) > 1
@@ -53,7 +78,8 @@ impl Sweep {
         reasoning
     }
 
-    /// Measures every pair, thresholds outside, and writes the cells to `file`, one JSON row each.
+    /// Measures every pair on a latent model, thresholds outside, and writes the cells to `file`, one
+    /// JSON row each.
     ///
     /// # Errors
     ///
@@ -68,18 +94,27 @@ impl Sweep {
         subject: &Subject<'_>,
         file: Option<&Path>,
     ) -> Result<Vec<Cell>> {
-        let thresholds = or_base(&self.exit_thresholds, base.exit_threshold);
+        let routers = matches!(model, Trained::Latent(latent) if latent.shortcuts.is_some());
+        let thresholds = match routers {
+            true => or_base(&self.exit_thresholds, base.exit_threshold)
+                .into_iter()
+                .map(Some)
+                .collect(),
+            false => vec![None],
+        };
         let steps = or_base(&self.latent_steps, base.latent_steps);
         let mut cells = Vec::with_capacity(thresholds.len() * steps.len());
         for &exit_threshold in &thresholds {
             for &latent_steps in &steps {
                 let reasoning = ReasoningConfig {
-                    exit_threshold,
+                    exit_threshold: exit_threshold.unwrap_or(base.exit_threshold),
                     latent_steps,
                 };
+                let threshold = exit_threshold.map(|value| format!(" exit_threshold={value}"));
                 let name = format!(
-                    "{} exit_threshold={exit_threshold} latent_steps={latent_steps}",
-                    subject.method
+                    "{}{} latent_steps={latent_steps}",
+                    subject.method,
+                    threshold.unwrap_or_default()
                 );
                 let named = Subject {
                     method: &name,
@@ -139,7 +174,11 @@ pub fn grid(cells: &[Cell]) -> String {
                 summary.reason_ms
             )
         });
-        table.add_row(std::iter::once(row[0].exit_threshold.to_string()).chain(shown));
+        let threshold = match row[0].exit_threshold {
+            Some(threshold) => threshold.to_string(),
+            None => "no routers".to_owned(),
+        };
+        table.add_row(std::iter::once(threshold).chain(shown));
     }
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);

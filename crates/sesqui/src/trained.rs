@@ -55,6 +55,15 @@ pub struct LatentSettings {
 }
 
 impl LatentSettings {
+    /// Latent steps behind which the answer stands also where fewer are taken. Without padding it was
+    /// trained right after the steps of each problem.
+    pub fn kept(&self) -> usize {
+        match self.latents.padding {
+            Padding::Answer => self.count,
+            Padding::None => 0,
+        }
+    }
+
     /// Reads the settings beside a checkpoint's weights.
     ///
     /// # Errors
@@ -117,11 +126,7 @@ impl Latent {
             model: &self.model,
             device,
             latent_steps: self.steps(reasoning),
-            // Without padding the answer was trained right after the steps of each problem.
-            trained_latents: match self.settings.latents.padding {
-                Padding::Answer => self.settings.count,
-                Padding::None => 0,
-            },
+            trained_latents: self.settings.kept(),
             positions: self.settings.latents.positions,
             rule: self.rule(reasoning.exit_threshold),
             key_values: self.settings.key_values,

@@ -14,7 +14,8 @@ use sesqui_distill::{
 use sesqui_eval::Task;
 use sesqui_shortcut::{KeyValueRule, Landing};
 
-use crate::experiment::{Experiment, Stage};
+use crate::experiment::{Experiment, Objective, Stage};
+use crate::fitting::{Asked, ContextLength, Room};
 use crate::misuse::Misuse;
 use crate::trained::LatentSettings;
 
@@ -63,7 +64,8 @@ impl Workbench {
     }
 
     /// For asking questions only, with the tokenizer and the position layout that a checkpoint
-    /// brought along: training problems are not encoded, and there are no training batches.
+    /// brought along: training problems are neither read nor generated, and there are no training
+    /// batches.
     ///
     /// # Errors
     ///
@@ -74,9 +76,10 @@ impl Workbench {
         tokenizer: Tokenizer,
         layout: PositionLayout,
     ) -> Result<Self> {
-        let corpus = experiment
-            .data
-            .load(Some(root), experiment.seed, experiment.bad_rows)?;
+        let corpus =
+            experiment
+                .data
+                .load_held_out(Some(root), experiment.seed, experiment.bad_rows)?;
         Self::with_tokenizer(experiment, corpus, tokenizer, Some(layout))
     }
 
@@ -99,10 +102,7 @@ impl Workbench {
             })
         };
         let evaluation = &experiment.evaluation;
-        let train = match layout {
-            Some(_) => Vec::new(),
-            None => encode(&corpus.train)?,
-        };
+        let train = encode(&corpus.train)?;
         let validation = asked(
             "validation",
             &corpus.validation,
@@ -201,8 +201,9 @@ impl Workbench {
         }
     }
 
-    /// Whether the latent steps of a stage fit `context` positions, in training and when `latent_steps`
-    /// of them are asked for in a test, before anything is trained.
+    /// Whether the latent steps of a stage fit its model, before anything is trained: those of training
+    /// problems, unless too long ones are left out, and those of the validation and test questions,
+    /// which are asked with `latent_steps`, 0 for as many as trained.
     ///
     /// # Errors
     ///
@@ -211,7 +212,7 @@ impl Workbench {
         &self,
         stage: &Stage,
         settings: &LatentSettings,
-        context: usize,
+        context: &ContextLength,
         latent_steps: usize,
     ) -> Result<()> {
         let needed = |problem: &&EncodedProblem| settings.latents.needed(problem);
@@ -225,20 +226,20 @@ impl Workbench {
             TooLong::Skip => self.train.iter().min_by_key(needed),
         };
         self.latent_problems(settings, hardest.map_or(&[], std::slice::from_ref))?;
-        let asked = LatentSettings {
-            count: settings.count.max(latent_steps),
-            ..settings.clone()
+        let room = Room::latent(settings, context.positions, Asked::Setting(latent_steps));
+        let (key, remedy) = match room.as_trained() {
+            true => latent_count(stage),
+            false => ("reasoning.latent_steps".to_owned(), "take fewer"),
         };
-        for problem in self.tests.iter().flat_map(|split| &split.encoded) {
-            let length = self.latent_end(&asked, problem)?;
-            if length > context && latent_steps > settings.count {
-                return Err(Misuse(format!(
-                    "reasoning.latent_steps: with {latent_steps} latent steps question {} needs \
-                     {length} positions, the model's context has {context}; take fewer, or raise \
-                     model.context",
-                    problem.id
-                ))
-                .into());
+        for split in [&self.validation].into_iter().chain(&self.tests) {
+            for problem in &split.encoded {
+                if let Some(reason) = room.misfit(problem, self.layout) {
+                    return Err(Misuse(format!(
+                        "{key}: {} question {}: {reason}; {remedy}, or {}",
+                        split.name, problem.id, context.remedy
+                    ))
+                    .into());
+                }
             }
         }
         Ok(())
@@ -248,18 +249,18 @@ impl Workbench {
         &self,
         stage: &Stage,
         settings: &LatentSettings,
-        context: usize,
+        context: &ContextLength,
         problem: &EncodedProblem,
     ) -> Result<()> {
         let length = self.latent_end(settings, problem)?;
-        if length <= context {
+        if length <= context.positions {
             return Ok(());
         }
+        let (key, remedy) = latent_count(stage);
         Err(Misuse(format!(
-            "stages.{}.objective.latents: with {} latent steps problem {} needs {length} positions, \
-             the model's context has {context}; lower latents.count or latents.positions, raise \
-             model.context, or set batches.too_long = \"skip\"",
-            stage.name, settings.count, problem.id
+            "{key}: with {} latent steps problem {} needs {length} positions, the model's context has \
+             {}; {remedy}, {}, or set batches.too_long = \"skip\"",
+            settings.count, problem.id, context.positions, context.remedy
         ))
         .into())
     }
@@ -294,7 +295,7 @@ impl Workbench {
                     length,
                 }),
                 TooLong::Fail => {
-                    self.latent_fits(stage, settings, context, &problem)?;
+                    self.latent_fits(stage, settings, &ContextLength::new(context), &problem)?;
                     kept.push(problem);
                 }
             }
@@ -428,6 +429,21 @@ impl Workbench {
             layout: self.layout,
         }
     }
+}
+
+/// The setting that decides how many latent steps a stage is trained with and where they stand, and
+/// what to do where they do not fit.
+fn latent_count(stage: &Stage) -> (String, &'static str) {
+    let (part, remedy) = match &stage.objective {
+        Objective::Align(_) => (
+            "objective.latents",
+            "lower latents.count or latents.positions",
+        ),
+        Objective::Cot | Objective::NoCot | Objective::Shortcut(_) => {
+            ("initialize", "start from a student with fewer latent steps")
+        }
+    };
+    (format!("stages.{}.{part}", stage.name), remedy)
 }
 
 fn texts(problem: &Problem) -> impl Iterator<Item = &str> {

@@ -21,10 +21,12 @@ pub(super) fn load(
     root: Option<&Path>,
     seed: u64,
     bad_rows: BadRows,
+    wanted: Wanted,
 ) -> Result<Corpus, DatasetError> {
     let mut files = Files {
         root,
         bad_rows,
+        wanted,
         most_rows: None,
         skipped: Vec::new(),
         sources: Vec::new(),
@@ -53,6 +55,15 @@ pub(super) fn load(
     remove_overlap(&mut corpus);
     assert_disjoint(&corpus)?;
     Ok(corpus)
+}
+
+/// Which splits are loaded.
+#[derive(Clone, Copy)]
+pub(super) enum Wanted {
+    /// All of them.
+    Everything,
+    /// Validation and tests.
+    HeldOut,
 }
 
 struct Splits {
@@ -87,7 +98,7 @@ fn splits(
 ) -> Result<Splits, DatasetError> {
     Ok(match config {
         DatasetConfig::ArithDag(config) => Splits::new(
-            arith_dag::generate(config, Part::Train, seed)?,
+            files.train(|_| arith_dag::generate(config, Part::Train, seed))?,
             arith_dag::generate(config, Part::Validation, seed)?,
             arith_dag::generate(config, Part::Test, seed)?,
         ),
@@ -97,7 +108,11 @@ fn splits(
                 hold_out(files.read("gsm8k/train.jsonl")?, config.validation_rows);
             files.most_rows = config.most_rows;
             let test = files.read("gsm8k/test.jsonl")?;
-            Splits::new(files.limit(train), files.limit(validation), test)
+            Splits::new(
+                files.train(|files| Ok(files.limit(train)))?,
+                files.limit(validation),
+                test,
+            )
         }
         DatasetConfig::Gsm8kAug(config) => {
             files.most_rows = config.most_rows;
@@ -106,7 +121,7 @@ fn splits(
                 Gsm8kAugTrain::Augmented => "gsm8k-aug/train.txt",
             };
             Splits::new(
-                files.read(train)?,
+                files.train(|files| files.read(train))?,
                 files.read("gsm8k-aug/valid.txt")?,
                 files.read("gsm8k-aug/test.txt")?,
             )
@@ -115,7 +130,7 @@ fn splits(
         DatasetConfig::Prontoqa(config) => {
             files.most_rows = config.most_rows;
             Splits::new(
-                files.read("prontoqa/prontoqa_train.jsonl")?,
+                files.train(|files| files.read("prontoqa/prontoqa_train.jsonl"))?,
                 files.read("prontoqa/prontoqa_valid.jsonl")?,
                 files.read("prontoqa/prontoqa_test.jsonl")?,
             )
@@ -125,7 +140,11 @@ fn splits(
                 hold_out(files.read("strategyqa/train.json")?, config.validation_rows);
             files.most_rows = config.most_rows;
             let test = files.read("strategyqa/dev.json")?;
-            Splits::new(files.limit(train), files.limit(validation), test)
+            Splits::new(
+                files.train(|files| Ok(files.limit(train)))?,
+                files.limit(validation),
+                test,
+            )
         }
         DatasetConfig::Mathqa(config) => {
             let (train, validation) = match config.train {
@@ -133,7 +152,7 @@ fn splits(
                     hold_out(files.read("mathqa/dev.json")?, config.validation_rows)
                 }
                 MathqaTrain::Published => (
-                    files.read("mathqa/train.json")?,
+                    files.train(|files| files.read("mathqa/train.json"))?,
                     files.read("mathqa/dev.json")?,
                 ),
             };
@@ -142,12 +161,18 @@ fn splits(
                 MathqaTest::Full => "mathqa/test.json",
                 MathqaTest::Challenge => "mathqa/challenge_test.json",
             })?;
-            Splits::new(files.limit(train), files.limit(validation), test)
+            Splits::new(
+                files.train(|files| Ok(files.limit(train)))?,
+                files.limit(validation),
+                test,
+            )
         }
         DatasetConfig::AquaRat(config) => {
             files.most_rows = config.most_rows;
             let train = match config.train {
-                AquaRatTrain::Published => files.read("aqua-rat/train.json")?,
+                AquaRatTrain::Published => {
+                    files.train(|files| files.read("aqua-rat/train.json"))?
+                }
                 AquaRatTrain::None => Vec::new(),
             };
             Splits::new(
@@ -226,7 +251,11 @@ fn gsm8k_perturbed(
             perturb::generate(&templates, Part::Validation, config.validation_rows, seed)?
         }
     };
-    train.extend(trained.draw(Part::Train.name(), config.train_rows - train.len())?);
+    let train = files.train(|_| {
+        let rest = config.train_rows - train.len();
+        train.extend(trained.draw(Part::Train.name(), rest)?);
+        Ok(train)
+    })?;
     Ok(Splits {
         train,
         validation,
@@ -238,8 +267,8 @@ fn prosqa(config: &Prosqa, seed: u64, files: &mut Files<'_>) -> Result<Splits, D
     files.most_rows = config.most_rows;
     let validation = files.read("prosqa/prosqa_valid.json")?;
     let test = files.read("prosqa/prosqa_test.json")?;
-    let train = match config.train {
-        ProsqaTrain::Published => files.read("prosqa/prosqa_train.json")?,
+    let train = files.train(|files| match config.train {
+        ProsqaTrain::Published => files.read("prosqa/prosqa_train.json"),
         ProsqaTrain::Generated => {
             let names = match (config.names, files.root) {
                 (ProsqaNames::Published, Some(root)) => {
@@ -251,9 +280,9 @@ fn prosqa(config: &Prosqa, seed: u64, files: &mut Files<'_>) -> Result<Splits, D
                 _ => prosqa::Names::invented(),
             };
             let rows = prosqa::generate(&names, Part::Train, config.train_rows, seed)?;
-            rows.into_iter().map(|(problem, _)| problem).collect()
+            Ok(rows.into_iter().map(|(problem, _)| problem).collect())
         }
-    };
+    })?;
     Ok(Splits::new(train, validation, test))
 }
 
@@ -278,7 +307,9 @@ fn multiplication(
         .flatten()
         .map(|row| &*row.question)
         .collect();
-    let train = multiplication::generate(digits, Part::Train, config.train_rows, &taken, seed)?;
+    let train = files.train(|_| {
+        multiplication::generate(digits, Part::Train, config.train_rows, &taken, seed)
+    })?;
     let generated = |part, rows| multiplication::generate(digits, part, rows, &taken, seed);
     let new_validation = match validation {
         Some(_) => Vec::new(),
@@ -317,6 +348,7 @@ fn hold_out(problems: Vec<Problem>, rows: usize) -> (Vec<Problem>, Vec<Problem>)
 struct Files<'a> {
     root: Option<&'a Path>,
     bad_rows: BadRows,
+    wanted: Wanted,
     most_rows: Option<usize>,
     skipped: Vec<BadRow>,
     sources: Vec<(PathBuf, String)>,
@@ -342,6 +374,17 @@ impl Files<'_> {
         ));
         self.skipped.extend(rows.skipped);
         Ok(self.limit(rows.problems))
+    }
+
+    /// Training rows, where they are wanted.
+    fn train(
+        &mut self,
+        rows: impl FnOnce(&mut Self) -> Result<Vec<Problem>, DatasetError>,
+    ) -> Result<Vec<Problem>, DatasetError> {
+        match self.wanted {
+            Wanted::Everything => rows(self),
+            Wanted::HeldOut => Ok(Vec::new()),
+        }
     }
 
     fn limit(&self, mut problems: Vec<Problem>) -> Vec<Problem> {
@@ -416,6 +459,54 @@ mod tests {
             .load(None, 1, BadRows::Fail)
             .unwrap_err();
         assert!(aqua.to_string().contains("aqua-rat/train.json"), "{aqua}");
+    }
+
+    /// What a trained model is asked is what it was held out from, and needs no training file.
+    #[test]
+    fn held_out_splits_are_those_of_the_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Some(folder.path());
+        let write = |file: &str, text: &str| {
+            let path = folder.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        for file in ["train", "test"] {
+            let rows = ["a", "b", "c", "d"].map(|question| {
+                format!("{{\"question\":\"{question} {file}?\",\"answer\":\"#### 1\"}}\n")
+            });
+            write(&format!("gsm8k/{file}.jsonl"), &rows.concat());
+        }
+        write("gsm8k-aug/valid.txt", "v?||<<1+1=2>> #### 2\n");
+        write("gsm8k-aug/test.txt", "t?||<<1+2=3>> #### 3\n");
+        for (text, train) in [
+            (
+                "kind = 'arith-dag'\ntrain_per_length = 3\nvalidation_per_length = 2",
+                true,
+            ),
+            (
+                "kind = 'multiplication'\ndigits = 2\ntrain_rows = 9\nvalidation_rows = 3\ntest_rows = 3",
+                true,
+            ),
+            ("kind = 'gsm8k'\nvalidation_rows = 1", true),
+            ("kind = 'gsm8k-aug'", false),
+        ] {
+            let held_out = config(text).load_held_out(root, 1, BadRows::Fail).unwrap();
+            assert!(held_out.train.is_empty(), "{text}");
+            assert!(!held_out.validation.is_empty(), "{text}");
+            let whole = config(text).load(root, 1, BadRows::Fail);
+            if train {
+                let whole = whole.unwrap();
+                assert!(!whole.train.is_empty(), "{text}");
+                assert_eq!(held_out.validation, whole.validation, "{text}");
+                let problems = |tests: Vec<TestSplit>| -> Vec<Vec<Problem>> {
+                    tests.into_iter().map(|test| test.problems).collect()
+                };
+                assert_eq!(problems(held_out.tests), problems(whole.tests), "{text}");
+            } else {
+                assert!(matches!(whole, Err(DatasetError::Missing { .. })), "{text}");
+            }
+        }
     }
 
     #[test]

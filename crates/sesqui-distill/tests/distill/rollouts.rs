@@ -175,7 +175,8 @@ fn one_pass_gives_the_states_that_were_fed() {
     }
 }
 
-/// Pads, and whoever else leaves where, are nobody's concern.
+/// Pads, and whoever else leaves where, are nobody's concern; nor is it that others have more latent
+/// steps.
 #[test]
 fn rows_alone_are_rows_in_company() {
     for padding in [Padding::Answer, Padding::None] {
@@ -183,13 +184,6 @@ fn rows_alone_are_rows_in_company() {
         for family in FAMILIES {
             let models = Models::new(family, &plain());
             for (who, with) in cases() {
-                // Without padding a row ends before the others do, which no rule can know.
-                if matches!(
-                    (padding, who),
-                    (Padding::None, Who::Drawn(_) | Who::Routers(_))
-                ) {
-                    continue;
-                }
                 let company = play(&models, &together, &[0, 1, 2], who, with);
                 for row in [0u32, 1, 2] {
                     let single = batch(padding, &[row], OWN);
@@ -228,6 +222,29 @@ fn a_shorter_row_ends_with_a_finished_step() {
         let alone = leave(&single, &models);
         assert_eq!(alone[0].last().unwrap().leave, LAYERS);
         assert_eq!(company[row as usize][..single.slots], alone[0], "row {row}");
+    }
+}
+
+/// The same where routers decide and would always leave. After its own last step a row does nothing
+/// but stay legal: `play` makes a plan of the traces.
+#[test]
+fn routers_are_not_asked_in_the_last_step_of_a_shorter_row() {
+    let together = batch(Padding::None, &[0, 1, 2], OWN);
+    for family in FAMILIES {
+        let models = Models::new(family, &plain());
+        for staircase in staircases() {
+            // No weight of a router is 0.
+            let who = Who::Routers(0.0);
+            let played = play(&models, &together, &[0, 1, 2], who, Some(staircase));
+            for (row, (traces, own)) in played.traces.iter().zip([2, 4, 1]).enumerate() {
+                for (slot, trace) in traces.iter().enumerate() {
+                    let what = format!("{family:?}, {staircase:?}, row {row}, slot {slot}");
+                    let early = slot + 1 < own && trace.enter + 1 < LAYERS;
+                    assert_eq!(trace.leave < LAYERS, early, "{what}: {trace:?}");
+                    assert!(slot + 1 < own || trace.weights.is_empty(), "{what}");
+                }
+            }
+        }
     }
 }
 

@@ -71,6 +71,16 @@ pub enum CheckpointError {
     Config(#[from] ModelConfigError),
 }
 
+/// The shape that `config.json` in `folder` describes. No weight is read.
+///
+/// # Errors
+///
+/// Names the file and the key that does not fit.
+pub fn shape(folder: &Path) -> Result<ModelConfig, CheckpointError> {
+    let (config, _vocabulary) = config::read(&folder.join("config.json"))?;
+    Ok(config)
+}
+
 /// Reads `config.json` and `model.safetensors` in `folder`. Half-precision weights become f32.
 ///
 /// # Errors

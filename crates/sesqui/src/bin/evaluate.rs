@@ -8,7 +8,7 @@ use clap::Parser;
 use jiff::Timestamp;
 use sesqui::cli::PlaceArguments;
 use sesqui::experiment::Experiment;
-use sesqui::fitting::Fitting;
+use sesqui::fitting::{Asked, Fitting, Room};
 use sesqui::measure::{Subject, legend, measure, table};
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
@@ -66,7 +66,7 @@ struct Arguments {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     latent_steps: Vec<usize>,
 
-    /// What to do with a question that is too long for the model
+    /// What to do with a question that, with its reasoning, is too long for the model
     #[arg(long, value_enum, default_value_t = TooLongChoice::Fail)]
     too_long: TooLongChoice,
 
@@ -86,7 +86,7 @@ struct Arguments {
     out: Option<PathBuf>,
 }
 
-/// What to do with a question that is too long for the model.
+/// What to do with a question that, with its latent steps and answer, is too long for the model.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum TooLongChoice {
     /// Stop and name it.
@@ -118,7 +118,14 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
     let started = Timestamp::now();
     let sweep = sweep(arguments)?;
     let device = arguments.place.backend.device()?;
-    let checkpoints = reopened::checkpoints(&arguments.path, arguments.stage.as_deref())?;
+    let stage = arguments.stage.as_deref();
+    let checkpoints = reopened::checkpoints(&arguments.path, stage)?;
+    // Of a whole run, stages that reason in words are measured as they are.
+    if let (Some(flag), false) = (sweep.flag(), reopened::is_whole_run(&arguments.path, stage)) {
+        checkpoints
+            .iter()
+            .try_for_each(|opened| reopened::takes_latent_steps(opened, flag))?;
+    }
     let mut rows = Vec::new();
     let mut written = Vec::new();
     let mut bench: Option<(Workbench, Experiment)> = None;
@@ -134,12 +141,22 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
             .out
             .clone()
             .or_else(|| reopened::evaluations_folder(opened));
+        let asked = &sweep;
+        let sweep = asked.of(&model);
+        if let (Trained::Latent(_), true) = (&model, sweep != *asked) {
+            say(format!(
+                "{} has no routers: --exit-threshold changes nothing there",
+                opened.state.stage
+            ))?;
+        }
+        let most = sweep.latent_steps.iter().copied().max();
+        let room = Room::new(&model, Asked::new(most, &experiment.reasoning));
         for task in wanted(&workbench, &experiment, &arguments.split)? {
             let too_long = match arguments.too_long {
                 TooLongChoice::Fail => TooLong::Fail,
                 TooLongChoice::Skip => TooLong::Skip,
             };
-            let fitting = Fitting::new(&task, model.backbone().config().context, too_long)?;
+            let fitting = Fitting::new(&task, &room, too_long)?;
             let task = fitting.task(&task);
             notes(&task, &fitting)?;
             let subject = Subject {
@@ -152,8 +169,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
                 None => None,
             };
             let config = &experiment.evaluation;
-            latents_fit(&model, &experiment, &sweep, &task)?;
-            if let (Trained::Latent(_), true) = (&model, sweep.is_grid()) {
+            if sweep.is_grid() {
                 let file = file.map(|file| file.with_extension("grid.jsonl"));
                 let base = &experiment.reasoning;
                 let at = file.as_deref();
@@ -213,35 +229,6 @@ fn sweep(arguments: &Arguments) -> Result<Sweep> {
         exit_thresholds: arguments.exit_threshold.clone(),
         latent_steps: arguments.latent_steps.clone(),
     })
-}
-
-/// Refuses more latent steps than a model has positions for, before the first is taken.
-fn latents_fit(
-    model: &Trained,
-    experiment: &Experiment,
-    sweep: &Sweep,
-    task: &Task<'_>,
-) -> Result<()> {
-    let Trained::Latent(latent) = model else {
-        return Ok(());
-    };
-    let most = sweep.latent_steps.iter().copied().max();
-    let steps = most.unwrap_or_else(|| latent.steps(&experiment.reasoning));
-    let steps = steps.max(latent.settings.count);
-    let context = model.backbone().config().context;
-    for problem in task.encoded {
-        let start = task.layout.reasoning_start(problem)? as i32;
-        let end = latent.settings.latents.end_position(start, steps, problem);
-        if usize::try_from(end).is_ok_and(|end| end > context) {
-            return Err(Misuse(format!(
-                "--latent-steps {steps}: question {} would need {end} positions, the model has \
-                 {context}; take fewer",
-                problem.id
-            ))
-            .into());
-        }
-    }
-    Ok(())
 }
 
 fn opening(opened: &Opened) -> String {

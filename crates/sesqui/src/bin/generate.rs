@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Parser;
 use sesqui::cli::PlaceArguments;
 use sesqui::experiment::Experiment;
-use sesqui::fitting::misfit;
+use sesqui::fitting::{Asked, Room};
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
@@ -70,6 +70,15 @@ struct Arguments {
 }
 
 impl Arguments {
+    /// A flag of latent reasoning that was given, if any.
+    fn latent_flag(&self) -> Option<&'static str> {
+        match (self.exit_threshold, self.latent_steps) {
+            (Some(_), _) => Some("--exit-threshold"),
+            (None, Some(_)) => Some("--latent-steps"),
+            (None, None) => None,
+        }
+    }
+
     /// The thresholds of latent reasoning: those of the run, but for what was asked.
     fn reasoning(&self, base: &ReasoningConfig) -> Result<ReasoningConfig> {
         let reasoning = ReasoningConfig {
@@ -113,6 +122,9 @@ fn generate(arguments: &Arguments) -> Result<()> {
         return Err(Misuse("--question is empty; write what the model is to answer".into()).into());
     }
     let opened = reopened::open(&arguments.path, arguments.stage.as_deref())?;
+    if let Some(flag) = arguments.latent_flag() {
+        reopened::takes_latent_steps(&opened, flag)?;
+    }
     match (&arguments.question, &arguments.split) {
         (Some(question), _) => {
             let problem = Problem {
@@ -158,11 +170,9 @@ fn answer(
     known: bool,
 ) -> Result<()> {
     let model = opened.load(device)?;
-    if let Some(reason) = misfit(
-        &task.encoded[0],
-        task.layout,
-        model.backbone().config().context,
-    ) {
+    let flag = arguments.latent_steps.map(|steps| steps as usize);
+    let room = Room::new(&model, Asked::new(flag, &opened.experiment.reasoning));
+    if let Some(reason) = room.misfit(&task.encoded[0], task.layout) {
         return Err(Misuse(format!("the question does not fit the model: {reason}")).into());
     }
     let mut config = opened.experiment.evaluation.clone();
@@ -181,10 +191,11 @@ fn answer(
             method.respond(&prompt)?
         }
         Trained::Latent(latent) => {
+            if arguments.exit_threshold.is_some() && latent.shortcuts.is_none() {
+                say("the model has no routers: --exit-threshold changes nothing")?;
+            }
             let method = latent.method(device, task, &config, &reasoning);
-            method.decode(&prompt).map_err(|error| {
-                Misuse(format!("the latent steps do not fit the model: {error}"))
-            })?;
+            method.decode(&prompt)?;
             let decoded = method.decode(&prompt)?;
             say(show::latent_steps(&latent.model, task.tokenizer, &decoded)?)?;
             method.responses(&prompt, decoded)

@@ -85,6 +85,27 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "train",
+        &["--set", "reasoning.latent_steps=60"],
+        "reasoning.latent_steps: validation question arith-dag/validation/n2/0: with \
+         reasoning.latent_steps = 60 it needs 444 positions, the model has 128; take fewer, or \
+         raise model.context",
+    ),
+    // Training problems that are too long may be left out, questions may not.
+    (
+        "train",
+        &[
+            "--set",
+            "stages.latent.objective.latents.positions={ kind = \"strided\", offset = 5, stride = \
+             20 }",
+            "--set",
+            "stages.latent.batches.too_long=skip",
+        ],
+        "stages.latent.objective.latents: validation question arith-dag/validation/n2/0: with 6 \
+         latent steps, as trained, it needs 160 positions, the model has 128; lower latents.count \
+         or latents.positions, or raise model.context",
+    ),
+    (
+        "train",
         &["--set", "stages.system15.objective.loss.answer=-3"],
         "stages.system15.objective.loss.answer: -3 is not a weight; give 0 or more",
     ),
@@ -182,6 +203,31 @@ fn refusals_say_what_to_do() {
         "found, then expected:\n{}",
         wrong.join("\n")
     );
+}
+
+/// The positions of a model that starts from a folder are those of the folder, also where the latent
+/// stage starts from a stage that starts from it. Only `config.json` is read to find out.
+#[test]
+fn latent_steps_must_fit_the_folder_that_the_model_comes_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().display();
+    let shape = r#"{ "model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "n_positions": 40,
+                     "vocab_size": 100 }"#;
+    std::fs::write(folder.path().join("config.json"), shape).unwrap();
+    std::fs::write(folder.path().join("model.safetensors"), "").unwrap();
+    for stage in ["latent", "cot"] {
+        let start =
+            format!("stages.{stage}.initialize={{ kind = \"hugging-face\", path = \"{path}\" }}");
+        let said = run("train", &["--smoke", "--dry-run", "--set", &start]);
+        assert_eq!(said.code, Some(2), "{}{}", said.out, said.error);
+        for part in [
+            "error: stages.latent.objective.latents: with 6 latent steps problem arith-dag/train/",
+            "positions, the model's context has 40; lower latents.count or latents.positions, give ",
+            &format!("stages.{stage}.initialize.path a model with more, or set"),
+        ] {
+            assert!(said.error.contains(part), "{part}: {}", said.error);
+        }
+    }
 }
 
 #[test]

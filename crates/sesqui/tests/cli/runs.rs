@@ -4,9 +4,12 @@ use std::path::Path;
 
 use burn::tensor::{Device, Int, Tensor};
 use serde_json::Value;
+use sesqui::experiment::{Experiment, Initialize, Objective};
 use sesqui::opened::Opened;
+use sesqui::start::Lineage;
+use sesqui_distill::align::Teacher;
 use sesqui_model::{Transformer, Visibility, huggingface};
-use sesqui_run::Summary;
+use sesqui_run::{RunPaths, Summary};
 
 use crate::support::{files, program, run, said, succeed};
 
@@ -25,6 +28,20 @@ fn dry_run_shows_the_run_and_leaves_nothing() {
     ] {
         assert!(out.contains(part), "{part}: {out}");
     }
+}
+
+/// The first batch of stage 1 is fed as the stage says.
+#[test]
+fn a_dry_run_feeds_latent_steps_as_training_will() {
+    let losses = |feeding: &str| {
+        let feeding = format!("stages.latent.objective.feeding={{ kind = \"{feeding}\" }}");
+        let out = succeed("train", &["--smoke", "--dry-run", "--set", &feeding]);
+        let (_, latent) = out.split_once("stage latent: ").unwrap();
+        let line = latent.lines().nth(2).unwrap();
+        assert!(line.starts_with("before training: loss "), "{line}");
+        line.to_owned()
+    };
+    assert_ne!(losses("teacher-forced"), losses("free-running"));
 }
 
 #[test]
@@ -102,6 +119,72 @@ fn a_run_can_be_trained_evaluated_asked_and_exported() {
     grid(path);
     questions(path);
     export(&at, folder.path());
+}
+
+/// Stage 2 has the teacher that stage 1 had: the model it started from, or with shared weights the
+/// student as trained, also where only a copy of its checkpoint is left.
+#[test]
+fn stage_2_is_taught_by_the_teacher_of_stage_1() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().join("run");
+    let set = |key: &str| ["--set".to_owned(), key.to_owned()];
+    let mut words = [
+        "--smoke",
+        "--renderer",
+        "none",
+        "--run",
+        at.to_str().unwrap(),
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    words.extend(set("stages.latent.objective.teacher=shared"));
+    for stage in ["no_cot", "cot", "latent", "system15"] {
+        words.extend(set(&format!("stages.{stage}.training.steps=2")));
+    }
+    succeed(
+        "train",
+        &words.iter().map(String::as_str).collect::<Vec<_>>(),
+    );
+
+    let device = Device::flex();
+    let weights = |model: &Transformer| {
+        let weight = model.token_embedding.weight.val();
+        weight.into_data().iter::<f32>().collect::<Vec<f32>>()
+    };
+    let of = |stage: &str| {
+        let opened = Opened::find(&at, Some(stage)).unwrap();
+        weights(opened.load(&device).unwrap().backbone())
+    };
+    let (cot, student) = (of("cot"), of("latent"));
+    assert_ne!(cot, student);
+
+    let opened = Opened::find(&at, Some("latent")).unwrap();
+    let taught = |experiment: &Experiment| {
+        let lineage = Lineage {
+            experiment,
+            paths: &RunPaths::new(&at),
+            vocabulary: opened.tokenizer.vocab_size(),
+        };
+        let stage = experiment.stage("system15").unwrap();
+        weights(&lineage.teacher(stage, &device).unwrap())
+    };
+    let mut experiment = opened.experiment.clone();
+    assert_eq!(taught(&experiment), student);
+
+    let copy = folder.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    for (name, bytes) in files(&opened.folder) {
+        std::fs::write(copy.join(name), bytes).unwrap();
+    }
+    experiment.stages[3].initialize = Initialize::Checkpoint { path: copy };
+    assert_eq!(taught(&experiment), student);
+
+    let mut frozen = opened.experiment.clone();
+    let Objective::Align(config) = &mut frozen.stages[2].objective else {
+        panic!()
+    };
+    config.teacher = Teacher::Frozen;
+    assert_eq!(taught(&frozen), cot);
 }
 
 /// `evaluate` finds what the training run found, and writes beside it.
@@ -234,16 +317,85 @@ fn grid(path: &str) {
         (1.0, 6, 12.0),
     ];
     assert_eq!(calls, expected);
-    let refused = run(
-        "evaluate",
-        &[path, "--stage", "latent", "--latent-steps", "90"],
-    );
-    assert_eq!(refused.code, Some(2), "{}", refused.error);
+    // Without routers there is no threshold, and nothing is measured twice.
+    let words = [
+        path,
+        "--questions",
+        "5",
+        "--timing-questions",
+        "0",
+        "--stage",
+    ];
+    let lists = ["--exit-threshold", "0,0.5,1", "--latent-steps", "1,6"];
+    let out = succeed("evaluate", &[&words[..], &["latent"], &lists].concat());
     assert!(
-        refused.error.contains("positions, the model has"),
-        "{}",
-        refused.error
+        out.contains("latent has no routers: ") && out.contains("\n no routers "),
+        "{out}"
     );
+    let file = out
+        .lines()
+        .find_map(|line| line.strip_prefix("written: "))
+        .unwrap();
+    let cells = std::fs::read_to_string(file).unwrap();
+    let cells: Vec<Value> = cells
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let steps = cells.iter().map(|cell| cell["latent_steps"].as_u64());
+    assert_eq!(steps.collect::<Vec<_>>(), [Some(1), Some(6)]);
+    assert!(cells.iter().all(|cell| cell["exit_threshold"].is_null()));
+
+    // Reasoning in words has neither; among all stages of a run it is measured as it is.
+    for flag in [["--exit-threshold", "0,1"], ["--latent-steps", "2"]] {
+        let refused = run("evaluate", &[&words[..], &["cot"], &flag].concat());
+        let expected = format!(
+            "error: {}: stage cot has objective cot, its model takes no latent steps; leave the flag              out, or take stage latent or system15
+",
+            flag[0]
+        );
+        assert_eq!((refused.code, refused.error), (Some(2), expected));
+    }
+    let all = [&words[..5], &["--exit-threshold", "0,1"]].concat();
+    let out = succeed("evaluate", &all);
+    let table = out
+        .lines()
+        .filter(|line| line.contains("arith-dag ") && line.contains(" 5 "));
+    assert_eq!(table.count(), 3, "{out}");
+    assert!(out.contains("system15 on arith-dag test"), "{out}");
+
+    let latent = [path, "--stage", "latent", "--timing-questions", "0"];
+    for (asked, said) in [
+        (["--latent-steps", "90"], "with --latent-steps 90 it needs "),
+        (
+            ["--set", "reasoning.latent_steps=80"],
+            "with reasoning.latent_steps = 80 it needs ",
+        ),
+    ] {
+        let refused = run("evaluate", &[&latent[..], &asked].concat());
+        assert_eq!(refused.code, Some(2), "{}", refused.error);
+        assert!(
+            refused.error.contains(said) && refused.error.contains("positions, the model has 128"),
+            "{}",
+            refused.error
+        );
+        assert!(
+            refused.error.contains("--too-long skip"),
+            "{}",
+            refused.error
+        );
+        // Positions are aligned: where one question does not fit, none does.
+        let skipped = [&latent[..], &asked, &["--too-long", "skip"]].concat();
+        let refused = run("evaluate", &skipped);
+        assert_eq!(refused.code, Some(2), "{}", refused.error);
+        assert!(
+            refused
+                .error
+                .contains("none of 20 questions fits the model")
+                && refused.error.contains(said),
+            "{}",
+            refused.error
+        );
+    }
 }
 
 fn questions(path: &str) {
@@ -310,7 +462,29 @@ fn questions(path: &str) {
         ),
         (
             &["--question", "a=1+1;", "--latent-steps", "40"],
-            "the latent steps do not fit the model: ",
+            "the question does not fit the model: with --latent-steps 40 it needs ",
+        ),
+        (
+            &[
+                "--stage",
+                "cot",
+                "--question",
+                "?",
+                "--exit-threshold",
+                "0.5",
+            ],
+            "--exit-threshold: stage cot has objective cot, its model takes no latent steps; ",
+        ),
+        (
+            &[
+                "--stage",
+                "no_cot",
+                "--question",
+                "?",
+                "--latent-steps",
+                "2",
+            ],
+            "--latent-steps: stage no_cot has objective no-cot, its model takes no latent steps; ",
         ),
         (
             &["--stage", "cto", "--question", "?"],
