@@ -9,7 +9,10 @@ use burn::tensor::Device;
 use burn::train::{InferenceStep, Interrupter, TrainStep};
 use sesqui_dataset::batch::{SequenceBatch, Skipped};
 use sesqui_distill::rollout::{exits_drawn, rollout};
-use sesqui_distill::{Align, AlignConfig, LatentBatch, Shortcut, ShortcutStageConfig, Supervised};
+use sesqui_distill::{
+    Align, AlignConfig, LatentBatch, LatentBatches, Rollout, Shortcut, ShortcutStageConfig,
+    Supervised,
+};
 use sesqui_eval::{EvaluationConfig, evaluate};
 use sesqui_model::latent::LatentTransformer;
 use sesqui_run::{MetricRow, RowWriter, RunPaths};
@@ -112,27 +115,14 @@ impl Run<'_> {
         let (feeding, exits) = (config.feeding, config.exit_dropout);
         let (seed, steps) = (self.experiment.seed, stage.training.steps);
         let rollout = move |step| rollout(feeding, exits, seed, step, steps);
-        let context = teacher.config().context;
-        let (batches, skipped) = self
-            .workbench
-            .latent_batches(stage, &settings, context, seed, rollout)?;
-        outlets.skipped(stage, context, &skipped);
-        let validation = self
-            .workbench
-            .validation_latents(&settings, context, self.experiment)?;
+        let data = self.latent_data(stage, &settings, teacher.config().context, rollout, outlets)?;
 
         let feedback = &config.latents.feedback;
         let student = LatentTransformer::new(teacher.clone(), feedback, &device);
         let model = Align::new(student, &teacher, config);
-        let attached = settings.clone();
-        let outcome = self.fit(stage, model, &batches, Some(&settings), outlets, |model| {
-            let losses = mean_losses(model, validation.clone(), rows);
-            let trained = Trained::latent(model.student.clone(), None, attached.clone());
-            self.validation(&trained, losses)
-        })?;
-        Ok(finished(outcome, |model| {
-            Trained::latent(model.student, None, settings)
-        }))
+        self.train_latent(stage, model, data, settings, outlets, |model| {
+            (model.student.clone(), None)
+        })
     }
 
     fn shortcut(
@@ -158,28 +148,60 @@ impl Run<'_> {
         };
         let seed = self.experiment.seed;
         let rollout = move |step| exits_drawn(seed, step);
-        let context = teacher.config().context;
-        let (batches, skipped) = self
-            .workbench
-            .latent_batches(stage, &settings, context, seed, rollout)?;
-        outlets.skipped(stage, context, &skipped);
-        let validation = self
-            .workbench
-            .validation_latents(&settings, context, self.experiment)?;
+        let data = self.latent_data(stage, &settings, teacher.config().context, rollout, outlets)?;
 
         let shape = teacher.config();
         let shortcuts = Shortcuts::new(&config.shortcuts, shape, seed, &device);
         let model = Shortcut::new(student.model, shortcuts, &teacher, config);
-        let attached = settings.clone();
+        self.train_latent(stage, model, data, settings, outlets, |model| {
+            (model.student.clone(), Some(model.shortcuts.clone()))
+        })
+    }
+
+    /// Training batches of a latent stage, of which those that do not fit are told, and validation
+    /// batches.
+    fn latent_data(
+        &self,
+        stage: &Stage,
+        settings: &LatentSettings,
+        context: usize,
+        rollout: impl Fn(u64) -> Rollout + Send + Sync + 'static,
+        outlets: &mut Outlets<'_>,
+    ) -> Result<(LatentBatches, Vec<LatentBatch>)> {
+        let seed = self.experiment.seed;
+        let (batches, skipped) = self
+            .workbench
+            .latent_batches(stage, settings, context, seed, rollout)?;
+        outlets.skipped(stage, context, &skipped);
+        let validation = self
+            .workbench
+            .validation_latents(settings, context, self.experiment)?;
+        Ok((batches, validation))
+    }
+
+    /// Trains a latent model, of which `parts` names student and shortcuts, and validates it by its
+    /// losses and by its answers.
+    fn train_latent<M>(
+        &self,
+        stage: &Stage,
+        model: M,
+        (batches, validation): (LatentBatches, Vec<LatentBatch>),
+        settings: LatentSettings,
+        outlets: &mut Outlets<'_>,
+        parts: impl Fn(&M) -> (LatentTransformer, Option<Shortcuts>),
+    ) -> Result<Finished>
+    where
+        M: Learner + TrainStep<Input = LatentBatch>,
+    {
+        let trained = |model: &M| {
+            let (student, shortcuts) = parts(model);
+            Trained::latent(student, shortcuts, settings.clone())
+        };
         let outcome = self.fit(stage, model, &batches, Some(&settings), outlets, |model| {
             let losses = mean_losses(model, validation.clone(), rows);
-            let (student, shortcuts) = (model.student.clone(), model.shortcuts.clone());
-            let trained = Trained::latent(student, Some(shortcuts), attached.clone());
-            self.validation(&trained, losses)
+            self.validation(&trained(model), losses)
         })?;
-        Ok(finished(outcome, |model| {
-            Trained::latent(model.student, Some(model.shortcuts), settings)
-        }))
+        Ok(finished(outcome, |model| trained(&model)))
     }
 
     fn lineage(&self) -> Lineage<'_> {
