@@ -209,13 +209,17 @@ pub struct Shortcut {
     teacher: Transformer,
     #[module(skip)]
     config: ShortcutStageConfig,
+    /// Where the routers decide on a batch that no exits are drawn for.
+    #[module(skip)]
+    exit_threshold: f64,
 }
 
 const STAIRCASE_NAMES: &[&str] = &["loss", "answer", "alignment", "routers"];
 const COMPOSITION_NAMES: &[&str] = &["loss", "answer", "early_exit", "compute"];
 
 impl Shortcut {
-    /// Shortcuts over `student`; `teacher` is what the student was aligned to.
+    /// Shortcuts over `student`; `teacher` is what the student was aligned to. Until
+    /// [`Self::asked_at`] says another, the threshold of validation is 1: no latent step leaves.
     pub fn new(
         student: LatentTransformer,
         shortcuts: Shortcuts,
@@ -230,6 +234,16 @@ impl Shortcut {
             shortcuts,
             teacher: teacher.valid(),
             config: config.clone(),
+            exit_threshold: 1.0,
+        }
+    }
+
+    /// Lets the routers decide at `exit_threshold` on batches without a seed for exits, as those of
+    /// validation are: at the threshold at which questions are asked.
+    pub fn asked_at(self, exit_threshold: f64) -> Self {
+        Self {
+            exit_threshold,
+            ..self
         }
     }
 
@@ -263,7 +277,7 @@ impl Shortcut {
         };
         let (student, shortcuts) = (self.student.valid(), self.shortcuts.valid());
         let hosts = shortcuts.routers_on_host();
-        let drawn = Exits::draw(batch, config, layers);
+        let drawn = Exits::draw(batch, config, layers, self.exit_threshold);
         let planned = |row: usize, slot: usize, boundary: usize| match &drawn {
             Exits::Planned(leaves) => leaves.leaves(row, slot, boundary),
             Exits::Routers { .. } => false,
@@ -380,17 +394,14 @@ enum Exits {
 }
 
 impl Exits {
-    fn draw(batch: &LatentBatch, config: &StaircaseConfig, layers: usize) -> Self {
+    /// As `config` has them, for a batch with a seed; without one the routers decide, at `asked`.
+    fn draw(batch: &LatentBatch, config: &StaircaseConfig, layers: usize, asked: f64) -> Self {
         let seed = match batch.rollout {
             Rollout::Student {
                 exits: Some(seed), ..
             } => seed,
-            // A validation batch: what the routers do at the first threshold.
             Rollout::TeacherForced | Rollout::Student { exits: None, .. } => {
-                return match config.thresholds.first() {
-                    Some(&threshold) => Self::Routers { threshold },
-                    None => Self::Planned(Leaves::new(batch, |_| None)),
-                };
+                return Self::Routers { threshold: asked };
             }
         };
         let mut draws = generator(seed, 0, b"stairsss");

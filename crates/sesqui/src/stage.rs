@@ -115,7 +115,8 @@ impl Run<'_> {
         let (feeding, exits) = (config.feeding, config.exit_dropout);
         let (seed, steps) = (self.experiment.seed, stage.training.steps);
         let rollout = move |step| rollout(feeding, exits, seed, step, steps);
-        let data = self.latent_data(stage, &settings, teacher.config().context, rollout, outlets)?;
+        let data =
+            self.latent_data(stage, &settings, teacher.config().context, rollout, outlets)?;
 
         let feedback = &config.latents.feedback;
         let student = LatentTransformer::new(teacher.clone(), feedback, &device);
@@ -148,11 +149,13 @@ impl Run<'_> {
         };
         let seed = self.experiment.seed;
         let rollout = move |step| exits_drawn(seed, step);
-        let data = self.latent_data(stage, &settings, teacher.config().context, rollout, outlets)?;
+        let data =
+            self.latent_data(stage, &settings, teacher.config().context, rollout, outlets)?;
 
         let shape = teacher.config();
         let shortcuts = Shortcuts::new(&config.shortcuts, shape, seed, &device);
-        let model = Shortcut::new(student.model, shortcuts, &teacher, config);
+        let model = Shortcut::new(student.model, shortcuts, &teacher, config)
+            .asked_at(self.experiment.reasoning.exit_threshold);
         self.train_latent(stage, model, data, settings, outlets, |model| {
             (model.student.clone(), Some(model.shortcuts.clone()))
         })

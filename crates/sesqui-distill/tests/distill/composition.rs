@@ -247,30 +247,33 @@ fn parts_of_weight_0_are_reported_and_not_learned() {
     assert_eq!(values(nothing), [0.0, 3.0, 3.0]);
 }
 
-/// A batch without a seed for exits, as validation has them, is left to the routers at the first
-/// threshold.
+/// A batch without a seed for exits, as validation has them, is left to the routers at the threshold
+/// that is asked at, whatever training draws from.
 #[test]
 fn validation_asks_the_routers() {
     let mut models = Models::new(FAMILIES[0], &tracked());
     let shape = models.teacher.config().clone();
-    let losses = |models: &Models, thresholds: &[f64], rollout| {
+    // Fresh gates say 0.70.
+    models.shortcuts = Shortcuts::new(&ShortcutConfig::default(), &shape, 2, &tracked());
+    let fresh = |thresholds: &[f64]| {
         let staircase = StaircaseConfig {
             thresholds: thresholds.to_vec(),
             ..StaircaseConfig::default()
         };
-        let model = model(models, ShortcutLoss::Staircase(staircase)).valid();
-        values(InferenceStep::step(&model, all(rollout)).losses)
+        model(&models, ShortcutLoss::Staircase(staircase))
     };
+    let losses =
+        |model: Shortcut, rollout| values(InferenceStep::step(&model.valid(), all(rollout)).losses);
     let own = Rollout::Student {
         correction: Correction::Never,
         exits: None,
     };
-    // Fresh gates say 0.70.
-    models.shortcuts = Shortcuts::new(&ShortcutConfig::default(), &shape, 2, &tracked());
-    let never = losses(&models, &[1.0], own);
-    assert_eq!(losses(&models, &[0.71, 0.1], own), never);
-    assert_eq!(losses(&models, &[0.71, 0.1], Rollout::TeacherForced), never);
-    let always = losses(&models, &[0.69, 0.9], own);
+    let never = losses(fresh(&[0.1]), own);
+    for model in [fresh(&[0.1]).asked_at(0.71), fresh(&[0.9]).asked_at(1.0)] {
+        assert_eq!(losses(model.clone(), own), never);
+        assert_eq!(losses(model, Rollout::TeacherForced), never);
+    }
+    let always = losses(fresh(&[1.0]).asked_at(0.69), own);
     assert!(
         always[1..3].iter().zip(&never[1..3]).all(|(a, b)| a != b),
         "{always:?}, {never:?}"
