@@ -111,7 +111,8 @@ pub struct CompositionConfig {
     pub early_exit: EarlyExitConfig,
     /// Weight of the early-exit loss: `beta` of Eq. 13.
     pub beta: f64,
-    /// Weight of the compute term, which rewards leaving. An extension: 0 as printed.
+    /// Weight of the compute term, which rewards leaving, of padding too (D13). An extension: 0 as
+    /// printed.
     pub gamma: f64,
     /// Whose states are fed to the latent steps (D19).
     pub inputs: StudentInputs,
@@ -357,17 +358,21 @@ impl Shortcut {
             }
             Composed::Propagated => (pass.composed, pass.router_weights),
         };
-        // The answer being ready is no step: only steps carry a label in Eq. 10.
-        let critical: Vec<Option<bool>> = (0..batch.batch)
-            .flat_map(|row| (0..slots).map(move |slot| (row, slot)))
-            .map(|(row, slot)| {
-                slot_label(batch, row, slot)
-                    .filter(|label| *label != SlotLabel::Padding)
-                    .and_then(|label| label.critical())
-            })
-            .collect();
-        let early_exit = early_exit_loss(&composed, &plain[1..], &critical, config.early_exit);
-        let compute = compute_term(&router_weights, &critical);
+        let critical = |counts: fn(SlotLabel) -> bool| -> Vec<Option<bool>> {
+            (0..batch.batch)
+                .flat_map(|row| (0..slots).map(move |slot| (row, slot)))
+                .map(|(row, slot)| {
+                    slot_label(batch, row, slot)
+                        .filter(|label| counts(*label))
+                        .and_then(SlotLabel::critical)
+                })
+                .collect()
+        };
+        // The answer being ready is no step, and only steps carry a label in Eq. 10; the layers it runs
+        // cost as much as those of a step.
+        let steps = critical(|label| label != SlotLabel::Padding);
+        let early_exit = early_exit_loss(&composed, &plain[1..], &steps, config.early_exit);
+        let compute = compute_term(&router_weights, &critical(|_| true));
         let answer = StaircasePass {
             hidden: pass.hidden,
             router_logits: Vec::new(),
