@@ -289,6 +289,16 @@ pub enum Rollout {
     },
 }
 
+impl Rollout {
+    /// Seed of what is drawn for this batch; validation has none.
+    pub fn seed(self) -> Option<u64> {
+        match self {
+            Self::TeacherForced => None,
+            Self::Student { exits, .. } => exits,
+        }
+    }
+}
+
 /// What happens to a state of the student's own before it is fed to the next latent step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Correction {

@@ -9,6 +9,7 @@
 
 pub mod align;
 pub mod batches;
+pub mod dropout;
 pub mod latent;
 pub mod loss;
 pub mod rollout;

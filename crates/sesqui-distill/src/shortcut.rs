@@ -19,7 +19,8 @@ use sesqui_shortcut::{
 use sesqui_trainer::StepOutput;
 
 use crate::align::{learned, with_total};
-use crate::latent::{LatentBatch, Rollout, SlotLabel};
+use crate::dropout::adapter_masks;
+use crate::latent::{LatentBatch, SlotLabel};
 use crate::loss::hidden_states;
 use crate::rollout::{Leaves, generator, uniform};
 use crate::student::{
@@ -252,12 +253,36 @@ impl Shortcut {
         self.shortcuts.routers[0].output.weight.val().device()
     }
 
-    fn losses(&self, batch: &LatentBatch) -> (&'static [&'static str], Tensor<1>) {
-        let (names, losses) = match &self.config.loss {
-            ShortcutLoss::Staircase(config) => (STAIRCASE_NAMES, self.staircase(batch, config)),
-            ShortcutLoss::Composition(config) => {
-                (COMPOSITION_NAMES, self.composition(batch, config))
+    /// The shortcuts as a training batch finds them: with dropout, if there is some.
+    fn dropped(&self, batch: &LatentBatch) -> Shortcuts {
+        let shortcuts = self.shortcuts.clone();
+        let rate = self.config.shortcuts.adapter.dropout;
+        match batch.rollout.seed().filter(|_| rate > 0.0) {
+            Some(seed) => {
+                let adapters = shortcuts.adapters.len();
+                let d_model = self.student.backbone.config().d_model;
+                let shape = [batch.batch, batch.slots, d_model];
+                shortcuts.dropped(adapter_masks(seed, rate, adapters, shape, &self.device()))
             }
+            None => shortcuts,
+        }
+    }
+
+    /// Losses of a pass through `shortcuts`, which are the model's own or those with dropout. Whatever
+    /// is computed without gradients goes through the model's own.
+    fn losses(
+        &self,
+        shortcuts: &Shortcuts,
+        batch: &LatentBatch,
+    ) -> (&'static [&'static str], Tensor<1>) {
+        let (names, losses) = match &self.config.loss {
+            ShortcutLoss::Staircase(config) => {
+                (STAIRCASE_NAMES, self.staircase(shortcuts, batch, config))
+            }
+            ShortcutLoss::Composition(config) => (
+                COMPOSITION_NAMES,
+                self.composition(shortcuts, batch, config),
+            ),
         };
         // A batch in which no adapter and no router took part teaches nothing. Burn has no backward
         // pass for that, so its gradient is made zero rather than none.
@@ -270,14 +295,19 @@ impl Shortcut {
         Lesson::new(&self.teacher, chain, batch, &self.device())
     }
 
-    fn staircase(&self, batch: &LatentBatch, config: &StaircaseConfig) -> Tensor<1> {
+    fn staircase(
+        &self,
+        shortcuts: &Shortcuts,
+        batch: &LatentBatch,
+        config: &StaircaseConfig,
+    ) -> Tensor<1> {
         let layers = self.student.backbone.layers.len();
         let staircase = Staircase {
             key_values: self.config.key_values,
             landing: self.config.landing,
         };
-        let (student, shortcuts) = (self.student.valid(), self.shortcuts.valid());
-        let hosts = shortcuts.routers_on_host();
+        let (student, walked) = (self.student.valid(), self.shortcuts.valid());
+        let hosts = walked.routers_on_host();
         let drawn = Exits::draw(batch, config, layers, self.exit_threshold);
         let planned = |row: usize, slot: usize, boundary: usize| match &drawn {
             Exits::Planned(leaves) => leaves.leaves(row, slot, boundary),
@@ -285,11 +315,11 @@ impl Shortcut {
         };
         let rule = match drawn {
             Exits::Planned(_) => ExitRule::Plan {
-                shortcuts: Some(&shortcuts),
+                shortcuts: Some(&walked),
                 leaves: &planned,
             },
             Exits::Routers { threshold } => ExitRule::Routers {
-                shortcuts: &shortcuts,
+                shortcuts: &walked,
                 hosts: &hosts,
                 threshold,
             },
@@ -299,7 +329,7 @@ impl Shortcut {
         let inputs = staircase_inputs(&self.student, batch, latents);
         let pass = staircase_pass(
             &self.student,
-            Some(&self.shortcuts),
+            Some(shortcuts),
             inputs,
             &plan,
             staircase.key_values,
@@ -317,7 +347,12 @@ impl Shortcut {
         ])
     }
 
-    fn composition(&self, batch: &LatentBatch, config: &CompositionConfig) -> Tensor<1> {
+    fn composition(
+        &self,
+        shortcuts: &Shortcuts,
+        batch: &LatentBatch,
+        config: &CompositionConfig,
+    ) -> Tensor<1> {
         let device = self.device();
         let student = self.student.valid();
         let lesson = self.lesson(batch);
@@ -346,14 +381,14 @@ impl Shortcut {
             .collect();
         let pass = soft_pass(
             &self.student,
-            &self.shortcuts,
+            shortcuts,
             staircase_inputs(&self.student, batch, latents),
             slots,
             config.composition,
         );
         let (composed, router_weights) = match config.early_exit.composed {
             Composed::Local => {
-                let local = local_composition(&self.shortcuts, &plain, config.composition);
+                let local = local_composition(shortcuts, &plain, config.composition);
                 (local.composed, local.router_weights)
             }
             Composed::Propagated => (pass.composed, pass.router_weights),
@@ -401,13 +436,8 @@ enum Exits {
 impl Exits {
     /// As `config` has them, for a batch with a seed; without one the routers decide, at `asked`.
     fn draw(batch: &LatentBatch, config: &StaircaseConfig, layers: usize, asked: f64) -> Self {
-        let seed = match batch.rollout {
-            Rollout::Student {
-                exits: Some(seed), ..
-            } => seed,
-            Rollout::TeacherForced | Rollout::Student { exits: None, .. } => {
-                return Self::Routers { threshold: asked };
-            }
+        let Some(seed) = batch.rollout.seed() else {
+            return Self::Routers { threshold: asked };
         };
         let mut draws = generator(seed, 0, b"stairsss");
         let kind = uniform(&mut draws);
@@ -491,7 +521,7 @@ impl TrainStep for Shortcut {
     type Output = StepOutput;
 
     fn step(&self, batch: LatentBatch) -> TrainOutput<StepOutput> {
-        let (names, losses) = self.losses(&batch);
+        let (names, losses) = self.losses(&self.dropped(&batch), &batch);
         learned(self, names, losses, batch.tokens)
     }
 }
@@ -501,7 +531,7 @@ impl InferenceStep for Shortcut {
     type Output = StepOutput;
 
     fn step(&self, batch: LatentBatch) -> StepOutput {
-        let (names, losses) = self.losses(&batch);
+        let (names, losses) = self.losses(&self.shortcuts, &batch);
         StepOutput {
             names,
             losses,

@@ -8,6 +8,7 @@
 mod batches;
 mod by_hand;
 mod composition;
+mod dropout;
 mod edges;
 mod feeding;
 mod gradients;
