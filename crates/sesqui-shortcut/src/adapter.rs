@@ -7,8 +7,8 @@ use sesqui_model::initialize::{Initializer, Role};
 
 use crate::config::AdapterConfig;
 
-/// `g(h) = h + (alpha / rank) B A h` (arXiv 2505.18962, appendix B, where the shape is left open: D8 of
-/// decision 12, `docs/decisions/0012-what-the-paper-leaves-open.md`).
+/// `g(h) = h + (alpha / rank) B A h` (arXiv 2505.18962, appendix B; D8 of what it leaves open,
+/// `docs/decisions/0012-what-the-paper-leaves-open.md`).
 #[derive(Module, Debug)]
 pub struct Adapter {
     /// A: `[d_model] -> [rank]`.
