@@ -297,6 +297,20 @@ impl Rollout {
             Self::Student { exits, .. } => exits,
         }
     }
+
+    /// The rollout of part `part` of a step: rows of different parts draw different exits.
+    pub fn of_part(self, part: u64) -> Self {
+        match self {
+            Self::Student {
+                correction,
+                exits: Some(seed),
+            } => Self::Student {
+                correction,
+                exits: Some(seed.wrapping_add(part)),
+            },
+            rollout => rollout,
+        }
+    }
 }
 
 /// What happens to a state of the student's own before it is fed to the next latent step.

@@ -9,7 +9,7 @@ use burn::train::TrainStep;
 use comfy_table::{CellAlignment, Table, presets};
 use sesqui_dataset::batch::SequenceBatch;
 use sesqui_distill::rollout::exits_drawn;
-use sesqui_distill::{Align, LatentBatch, Shortcut, Supervised};
+use sesqui_distill::{Align, Joint, JointBatch, JointBatches, LatentBatch, Shortcut, Supervised};
 use sesqui_model::flops::Flops;
 use sesqui_model::latent::LatentTransformer;
 use sesqui_model::{Transformer, parameters};
@@ -110,6 +110,22 @@ fn one_step(
             let text = first_batch(stage, &batches, skipped.len(), sizes, &model)?;
             Ok(format!(
                 "{text}{added} parameters in routers and adapters\n"
+            ))
+        }
+        Objective::Joint(config) => {
+            let settings = workbench.latent_settings(&config.align);
+            let (batches, skipped) = latent(&settings)?;
+            let batches = JointBatches::new(batches, move |step| exits_drawn(seed, step));
+            let sizes = |batch: &JointBatch| sizes(&batch.align);
+            let device = model.token_embedding.weight.val().device();
+            let shortcuts = &config.shortcut.shortcuts;
+            let shortcuts = Shortcuts::new(shortcuts, model.config(), seed, &device);
+            let added = shortcuts.num_params();
+            let model = Joint::new(student(model, &settings), shortcuts, model, config);
+            let text = first_batch(stage, &batches, skipped.len(), sizes, &model)?;
+            Ok(format!(
+                "{text}{}\n{added} parameters in routers and adapters\n",
+                slots(&settings)
             ))
         }
     }

@@ -151,6 +151,7 @@ pub fn check_starts(experiment: &Experiment, workbench: &Workbench) -> Result<()
         }
         let settings = match (&stage.objective, &stage.initialize) {
             (Objective::Align(config), _) => Some(workbench.latent_settings(config)),
+            (Objective::Joint(config), _) => Some(workbench.latent_settings(&config.align)),
             (Objective::Shortcut(_), Initialize::Checkpoint { path }) => {
                 let opened = Opened::checkpoint(path)?;
                 if opened.run().is_none() {

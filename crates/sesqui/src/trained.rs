@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use sesqui_distill::latent::Padding;
-use sesqui_distill::{Align, LatentConfig, Shortcut, Supervised};
+use sesqui_distill::{Align, Joint, LatentConfig, Shortcut, ShortcutStageConfig, Supervised};
 use sesqui_eval::{EvaluationConfig, LatentMethod, Method, Task, TokenDecoding};
 use sesqui_model::Transformer;
 use sesqui_model::latent::LatentTransformer;
@@ -55,6 +55,15 @@ pub struct LatentSettings {
 }
 
 impl LatentSettings {
+    /// The same with what stage 2 settles.
+    pub fn with_shortcuts(&self, config: &ShortcutStageConfig) -> Self {
+        Self {
+            key_values: config.key_values,
+            landing: config.landing,
+            ..self.clone()
+        }
+    }
+
     /// Reads the settings beside a checkpoint's weights.
     ///
     /// # Errors
@@ -162,6 +171,16 @@ impl Trained {
                 let student =
                     LatentTransformer::new(fresh.clone(), &settings.latents.feedback, device);
                 let model = Shortcut::new(student, shortcuts, &fresh, config);
+                let model = load_model(checkpoint, model)?;
+                Ok(Self::latent(model.student, Some(model.shortcuts), settings))
+            }
+            Objective::Joint(config) => {
+                let settings = LatentSettings::read(checkpoint)?;
+                let shape = fresh.config();
+                let shortcuts = Shortcuts::new(&config.shortcut.shortcuts, shape, 0, device);
+                let student =
+                    LatentTransformer::new(fresh.clone(), &settings.latents.feedback, device);
+                let model = Joint::new(student, shortcuts, &fresh, config);
                 let model = load_model(checkpoint, model)?;
                 Ok(Self::latent(model.student, Some(model.shortcuts), settings))
             }

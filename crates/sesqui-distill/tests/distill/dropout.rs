@@ -8,7 +8,7 @@ use sesqui_distill::shortcut::{CompositionConfig, ShortcutLoss, StaircaseConfig}
 use sesqui_distill::{LatentBatch, Shortcut, ShortcutStageConfig};
 
 use crate::by_hand::{FAMILIES, Models, all};
-use crate::support::{gradients, plain, tracked, values};
+use crate::support::{assert_close, gradients, plain, tracked, values};
 
 #[test]
 fn masks_hide_their_share_and_scale_the_rest() {
@@ -64,7 +64,8 @@ fn learn(model: &Shortcut, batch: LatentBatch) -> Learned {
     (values(output.item.losses), gradients(model, &output.grads))
 }
 
-/// Off, dropout computes nothing; so small that it hides nothing, the same bits with masks.
+/// A rate so small that nothing is hidden: losses to the bit as without dropout. Gradients, 0.2 at
+/// most, meet in another order on the way through the masks: a few roundings of 1e-8.
 #[test]
 fn without_a_rate_there_is_no_dropout() {
     for family in FAMILIES {
@@ -73,9 +74,13 @@ fn without_a_rate_there_is_no_dropout() {
             let batch = || all(exits_drawn(1, 1));
             let without = learn(&model(&models, &loss, 0.0), batch());
             let nothing = learn(&model(&models, &loss, f64::MIN_POSITIVE), batch());
-            assert_eq!(without, nothing, "{family:?}, {loss:?}");
+            assert_eq!(without.0, nothing.0, "{family:?}, {loss:?}");
+            assert_eq!(without.1.len(), nothing.1.len());
+            for ((path, without), (_, nothing)) in without.1.iter().zip(&nothing.1) {
+                assert_close(path, nothing, without, 1e-7);
+            }
             let some = learn(&model(&models, &loss, 0.3), batch());
-            assert_ne!(without, some, "{family:?}, {loss:?}");
+            assert_ne!(without.0, some.0, "{family:?}, {loss:?}");
         }
     }
 }
@@ -86,9 +91,12 @@ fn dropout_is_a_function_of_the_seed_of_the_batch() {
     for loss in losses() {
         let model = model(&models, &loss, 0.3);
         let first = learn(&model, all(exits_drawn(1, 1)));
-        assert_eq!(learn(&model, all(exits_drawn(1, 1))), first, "{loss:?}");
+        assert!(learn(&model, all(exits_drawn(1, 1))) == first, "{loss:?}");
         // The staircase drew the same exits: all that are not critical.
-        assert_ne!(learn(&model, all(exits_drawn(1, 2))), first, "{loss:?}");
+        assert!(
+            learn(&model, all(exits_drawn(1, 2))).0 != first.0,
+            "{loss:?}"
+        );
     }
 }
 
