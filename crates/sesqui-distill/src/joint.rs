@@ -20,7 +20,8 @@ use crate::shortcut::{ShortcutLoss, ShortcutStageConfig, ShortcutTerms, Trains};
 pub struct JointConfig {
     /// Stage 1: `L_1`.
     pub align: AlignConfig,
-    /// Stage 2: `L_2`; `trains` has to be [`Trains::Everything`].
+    /// Stage 2: `L_2`; `trains` has to be [`Trains::Everything`]. Its teacher is what the student
+    /// starts from, also where that of stage 1 shares the student's weights.
     pub shortcut: ShortcutStageConfig,
 }
 

@@ -290,7 +290,7 @@ pub enum Rollout {
 }
 
 impl Rollout {
-    /// Seed of what is drawn for this batch; validation has none.
+    /// Seed of what is drawn for this batch: batches of stage 2 always have one, validation never.
     pub fn seed(self) -> Option<u64> {
         match self {
             Self::TeacherForced => None,
