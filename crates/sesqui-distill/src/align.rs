@@ -2,7 +2,7 @@
 //! teacher that reasons in words (arXiv 2505.18962, section 2.2, Eq. 6 to 9).
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 use serde::{Deserialize, Serialize};
 use sesqui_model::Transformer;
@@ -13,7 +13,7 @@ use sesqui_trainer::StepOutput;
 
 use crate::latent::{Correction, LatentBatch, LatentConfig, Rollout};
 use crate::loss::{hidden_states, next_token_loss};
-use crate::rollout::{ExitDropout, Feeding, Leaves};
+use crate::rollout::{ExitDropout, Feeding, Leaves, rollout};
 use crate::student::{Lesson, Outcome, Staircase, own_inputs, staircase_inputs};
 
 /// Stage 1 as a setting.
@@ -72,6 +72,12 @@ impl Default for AlignWeights {
 }
 
 impl AlignConfig {
+    /// How latent steps get their inputs in each optimizer step of a stage of `steps`.
+    pub fn rollouts(&self, seed: u64, steps: u64) -> impl Fn(u64) -> Rollout + use<> {
+        let (feeding, exits) = (self.feeding, self.exit_dropout);
+        move |step| rollout(feeding, exits, seed, step, steps)
+    }
+
     /// What is wrong with the numbers, if anything: the key and the reason.
     pub fn problem(&self) -> Option<(String, String)> {
         let weights = [
@@ -106,13 +112,17 @@ impl AlignConfig {
 pub struct Align {
     /// The student, the only part that is trained.
     pub student: LatentTransformer,
+    #[module(skip)]
+    terms: AlignTerms,
+}
+
+/// What stage 1 minimises, `L_1` of Eq. 9, whoever holds the student.
+#[derive(Clone, Debug)]
+pub struct AlignTerms {
     /// The frozen teacher, off the autodiff tape; absent where student and teacher share weights.
-    #[module(skip)]
     teacher: Option<Transformer>,
-    #[module(skip)]
     weights: AlignWeights,
     /// Greatest probability with which an independent step leaves under exit dropout.
-    #[module(skip)]
     independent: f64,
 }
 
@@ -135,8 +145,15 @@ const NAMES_SHARED: &[&str] = &[
 impl Align {
     /// A student that starts as `student`; `teacher` is what it starts from.
     pub fn new(student: LatentTransformer, teacher: &Transformer, config: &AlignConfig) -> Self {
+        let terms = AlignTerms::new(teacher, config);
+        Self { student, terms }
+    }
+}
+
+impl AlignTerms {
+    /// `teacher` is what the student starts from.
+    pub fn new(teacher: &Transformer, config: &AlignConfig) -> Self {
         Self {
-            student,
             teacher: match config.teacher {
                 // Off the tape, no gradient can reach it.
                 Teacher::Frozen => Some(teacher.valid()),
@@ -150,18 +167,22 @@ impl Align {
         }
     }
 
-    fn device(&self) -> Device {
-        self.student.backbone.token_embedding.weight.val().device()
+    /// Names of the losses, the total first.
+    pub fn names(&self) -> &'static [&'static str] {
+        match self.teacher {
+            Some(_) => NAMES,
+            None => NAMES_SHARED,
+        }
     }
 
     /// The total first, then its parts, `[names]`.
-    fn losses(&self, batch: &LatentBatch) -> (&'static [&'static str], Tensor<1>) {
-        let device = self.device();
-        let teacher = self.teacher.as_ref().unwrap_or(&self.student.backbone);
+    pub fn losses(&self, student: &LatentTransformer, batch: &LatentBatch) -> Tensor<1> {
+        let device = student.backbone.token_embedding.weight.val().device();
+        let teacher = self.teacher.as_ref().unwrap_or(&student.backbone);
         let chain = hidden_states(teacher, &batch.teacher);
         let lesson = Lesson::new(teacher, chain.clone(), batch, &device);
 
-        let layers = self.student.backbone.layers.len();
+        let layers = student.backbone.layers.len();
         let full = ExitPlan::full(batch.batch, batch.slots, layers);
         let (latents, plan) = match batch.rollout {
             Rollout::TeacherForced => (lesson.forced(), full),
@@ -182,8 +203,8 @@ impl Align {
                     Correction::Never => None,
                     Correction::WhereWrong => Some(&lesson),
                 };
-                let (student, staircase) = (self.student.valid(), Staircase::default());
-                let latents = own_inputs(&student, batch, rule, staircase, corrected).0;
+                let (own, staircase) = (student.valid(), Staircase::default());
+                let latents = own_inputs(&own, batch, rule, staircase, corrected).0;
                 let (rows, slots) = (batch.batch, batch.slots);
                 let plan = match exits {
                     Some(_) => ExitPlan::from_exits(rows, slots, layers, staircase.landing, leaves),
@@ -192,26 +213,24 @@ impl Align {
                 (latents, plan)
             }
         };
-        let inputs = staircase_inputs(&self.student, batch, latents);
-        let pass = staircase_pass(&self.student, None, inputs, &plan, KeyValueRule::Holes);
-        let outcome = Outcome::new(&self.student, pass, &lesson, batch, |row, slot| {
+        let inputs = staircase_inputs(student, batch, latents);
+        let pass = staircase_pass(student, None, inputs, &plan, KeyValueRule::Holes);
+        let outcome = Outcome::new(student, pass, &lesson, batch, |row, slot| {
             plan.slot(row, slot).leave == layers
         });
 
         let weights = &self.weights;
         let mut parts = vec![
-            (weights.answer, outcome.answer_loss(&self.student, batch)),
+            (weights.answer, outcome.answer_loss(student, batch)),
             (weights.answer_alignment, outcome.answer_alignment(&lesson)),
             (weights.reasoning_alignment, outcome.reasoning_alignment()),
-            (weights.read_out, outcome.read_out_loss(&self.student)),
+            (weights.read_out, outcome.read_out_loss(student)),
         ];
-        let mut names = NAMES;
         if self.teacher.is_none() {
-            names = NAMES_SHARED;
-            let loss = next_token_loss(&self.student.backbone, chain, &batch.teacher);
+            let loss = next_token_loss(&student.backbone, chain, &batch.teacher);
             parts.push((weights.teacher, loss));
         }
-        (names, with_total(parts))
+        with_total(parts)
     }
 }
 
@@ -250,8 +269,8 @@ impl TrainStep for Align {
     type Output = StepOutput;
 
     fn step(&self, batch: LatentBatch) -> TrainOutput<StepOutput> {
-        let (names, losses) = self.losses(&batch);
-        learned(self, names, losses, batch.tokens)
+        let losses = self.terms.losses(&self.student, &batch);
+        learned(self, self.terms.names(), losses, batch.tokens)
     }
 }
 
@@ -260,10 +279,9 @@ impl InferenceStep for Align {
     type Output = StepOutput;
 
     fn step(&self, batch: LatentBatch) -> StepOutput {
-        let (names, losses) = self.losses(&batch);
         StepOutput {
-            names,
-            losses,
+            names: self.terms.names(),
+            losses: self.terms.losses(&self.student, &batch),
             tokens: batch.tokens,
         }
     }

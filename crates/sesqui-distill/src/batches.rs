@@ -6,6 +6,7 @@ use sesqui_dataset::encode::Sequence;
 use sesqui_model::latent::SlotPositions;
 use sesqui_trainer::Batches;
 
+use crate::joint::JointBatch;
 use crate::latent::{LatentBatch, LatentProblem, Rollout};
 
 /// The rows of a step, cut into equal parts: part `index % parts` of step `index / parts`.
@@ -154,17 +155,7 @@ impl LatentBatches {
 impl Batches<LatentBatch> for LatentBatches {
     fn batch(&self, index: u64) -> Result<LatentBatch, String> {
         let (step, part) = self.order.place(index);
-        let rollout = match (self.rollout)(step) {
-            // Rows of different parts draw different exits.
-            Rollout::Student {
-                correction,
-                exits: Some(seed),
-            } => Rollout::Student {
-                correction,
-                exits: Some(seed.wrapping_add(part)),
-            },
-            rollout => rollout,
-        };
+        let rollout = (self.rollout)(step).of_part(part);
         let rows = self.order.rows(index);
         LatentBatch::collate(&self.problems, &rows, &self.positions, self.pad, rollout)
             .map_err(|error| error.to_string())
@@ -176,6 +167,42 @@ impl Batches<LatentBatch> for LatentBatches {
 
     fn rows(&self, index: u64) -> String {
         named(&self.identities, &self.order.rows(index))
+    }
+}
+
+/// [`LatentBatches`] for both stages at once, with a rollout of its own for the second.
+pub struct JointBatches {
+    align: LatentBatches,
+    rollout: Box<dyn Fn(u64) -> Rollout + Send + Sync>,
+}
+
+impl JointBatches {
+    /// `align` are the batches of stage 1; `rollout` says for each optimizer step how latent steps get
+    /// their inputs in stage 2.
+    pub fn new(
+        align: LatentBatches,
+        rollout: impl Fn(u64) -> Rollout + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            align,
+            rollout: Box::new(rollout),
+        }
+    }
+}
+
+impl Batches<JointBatch> for JointBatches {
+    fn batch(&self, index: u64) -> Result<JointBatch, String> {
+        let (step, part) = self.align.order.place(index);
+        let rollout = (self.rollout)(step).of_part(part);
+        Ok(JointBatch::new(self.align.batch(index)?, rollout))
+    }
+
+    fn per_epoch(&self) -> u64 {
+        self.align.per_epoch()
+    }
+
+    fn rows(&self, index: u64) -> String {
+        self.align.rows(index)
     }
 }
 

@@ -292,6 +292,30 @@ pub enum Rollout {
     },
 }
 
+impl Rollout {
+    /// Seed of what is drawn for this batch: batches of stage 2 always have one, validation never.
+    pub fn seed(self) -> Option<u64> {
+        match self {
+            Self::TeacherForced => None,
+            Self::Student { exits, .. } => exits,
+        }
+    }
+
+    /// The rollout of part `part` of a step: rows of different parts draw different exits.
+    pub fn of_part(self, part: u64) -> Self {
+        match self {
+            Self::Student {
+                correction,
+                exits: Some(seed),
+            } => Self::Student {
+                correction,
+                exits: Some(seed.wrapping_add(part)),
+            },
+            rollout => rollout,
+        }
+    }
+}
+
 /// What happens to a state of the student's own before it is fed to the next latent step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Correction {

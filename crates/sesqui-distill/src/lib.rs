@@ -2,13 +2,16 @@
 //!
 //! In here: objectives as Burn train steps over a backbone, and the batches they read: supervised
 //! fine-tuning with a chain of thought and without; the two stages of System-1.5 Reasoning (arXiv
-//! 2505.18962), language-to-latent alignment and shortcut learning.
+//! 2505.18962), language-to-latent alignment and shortcut learning, and both at once. D1 to D21 are what
+//! the paper leaves open, by the numbers of `docs/decisions/0012-what-the-paper-leaves-open.md`.
 //!
 //! Must never be in here: a loop, the choice of a device, a file. The trainer supplies the loop and
 //! the shape of what a step reports.
 
 pub mod align;
 pub mod batches;
+pub mod dropout;
+pub mod joint;
 pub mod latent;
 pub mod loss;
 pub mod rollout;
@@ -17,7 +20,8 @@ pub mod student;
 pub mod supervised;
 
 pub use align::{Align, AlignConfig};
-pub use batches::{LatentBatches, SequenceBatches};
+pub use batches::{JointBatches, LatentBatches, SequenceBatches};
+pub use joint::{Joint, JointBatch, JointConfig};
 pub use latent::{LatentBatch, LatentConfig, LatentProblem, Rollout};
 pub use shortcut::{Shortcut, ShortcutStageConfig};
 pub use supervised::Supervised;

@@ -1,201 +1,34 @@
 //! Stage 2: routers and adapters over a student whose weights do not move (arXiv 2505.18962, section
 //! 2.2, Eq. 10 to 13).
 
+mod config;
+
 use burn::module::Module;
 use burn::tensor::activation::softplus;
 use burn::tensor::{Device, Tensor, TensorData};
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 use rand_chacha::rand_core::Rng;
-use serde::{Deserialize, Serialize};
 use sesqui_model::Transformer;
 use sesqui_model::latent::LatentTransformer;
-use sesqui_shortcut::early_exit::{Composed, EarlyExitConfig, compute_term, early_exit_loss};
+use sesqui_shortcut::early_exit::{Composed, compute_term, early_exit_loss};
 use sesqui_shortcut::plan::Slot;
-use sesqui_shortcut::soft::{SoftConfig, local_composition, slot_states, soft_pass};
+use sesqui_shortcut::soft::{local_composition, slot_states, soft_pass};
 use sesqui_shortcut::walk::{ExitRule, SlotTrace};
-use sesqui_shortcut::{
-    ExitPlan, KeyValueRule, Landing, ShortcutConfig, Shortcuts, StaircasePass, staircase_pass,
-};
+use sesqui_shortcut::{ExitPlan, KeyValueRule, Landing, Shortcuts, StaircasePass, staircase_pass};
 use sesqui_trainer::StepOutput;
 
 use crate::align::{learned, with_total};
-use crate::latent::{LatentBatch, Rollout, SlotLabel};
+use crate::dropout::adapter_masks;
+use crate::latent::{LatentBatch, SlotLabel};
 use crate::loss::hidden_states;
 use crate::rollout::{Leaves, generator, uniform};
 use crate::student::{
     Lesson, Outcome, Staircase, constant_like, own_inputs, slot_label, staircase_inputs,
 };
 
-/// Stage 2 as a setting.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ShortcutStageConfig {
-    /// Shapes of routers and adapters.
-    pub shortcuts: ShortcutConfig,
-    /// What is seen of a latent step in layers that it did not run.
-    pub key_values: KeyValueRule,
-    /// Where a latent step goes on after one that left early (D1).
-    pub landing: Landing,
-    /// Which weights move.
-    pub trains: Trains,
-    /// What is minimised.
-    pub loss: ShortcutLoss,
-}
-
-/// Which weights move in stage 2.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Trains {
-    /// Routers and adapters; the student stays as it is, bit for bit.
-    #[default]
-    Shortcuts,
-    /// Everything (the full-parameter ablation of the paper's Fig. 3).
-    Everything,
-}
-
-/// What stage 2 minimises.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum ShortcutLoss {
-    /// The hard path that inference takes, with exits drawn at random, and routers that learn the
-    /// criticality labels. An extension of the paper.
-    Staircase(StaircaseConfig),
-    /// The soft composition of Eq. 5 under Eq. 10 and 12, as printed.
-    Composition(CompositionConfig),
-}
-
-impl Default for ShortcutLoss {
-    fn default() -> Self {
-        Self::Staircase(StaircaseConfig::default())
-    }
-}
-
-/// Training on the hard path.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct StaircaseConfig {
-    /// Weight of the answer's cross-entropy.
-    pub answer: f64,
-    /// Weight of the squared difference to the teacher, at finished latent steps and in the answer.
-    pub alignment: f64,
-    /// Weight of the routers' binary cross-entropy against `1 - c`.
-    pub routers: f64,
-    /// Share of batches in which every step that is not critical leaves at boundary 1.
-    pub non_critical: f64,
-    /// Share of batches with random exits at random boundaries; in the rest the routers decide.
-    pub random: f64,
-    /// Exit thresholds that are drawn from where the routers decide.
-    pub thresholds: Vec<f64>,
-}
-
-impl Default for StaircaseConfig {
-    fn default() -> Self {
-        Self {
-            answer: 1.0,
-            alignment: 1.0,
-            routers: 1.0,
-            non_critical: 0.5,
-            random: 0.35,
-            thresholds: vec![0.3, 0.5, 0.6, 0.8],
-        }
-    }
-}
-
-/// Training on the soft composition.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct CompositionConfig {
-    /// How layer and shortcuts are mixed (Eq. 1 to 5, D9).
-    pub composition: SoftConfig,
-    /// The early-exit loss (Eq. 10, D11, D12, D14).
-    pub early_exit: EarlyExitConfig,
-    /// Weight of the early-exit loss: `beta` of Eq. 13.
-    pub beta: f64,
-    /// Weight of the compute term, which rewards leaving. An extension: 0 as printed.
-    pub gamma: f64,
-    /// Whose states are fed to the latent steps (D19).
-    pub inputs: StudentInputs,
-}
-
-impl Default for CompositionConfig {
-    fn default() -> Self {
-        Self {
-            composition: SoftConfig::default(),
-            early_exit: EarlyExitConfig::default(),
-            beta: 1.0,
-            gamma: 0.0,
-            inputs: StudentInputs::default(),
-        }
-    }
-}
-
-/// Whose states are fed to the latent steps of the composed model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum StudentInputs {
-    /// The student's outputs in a pass that was fed the teacher's states.
-    #[default]
-    TeacherForced,
-    /// The student's outputs when it feeds itself.
-    FreeRunning,
-}
-
-impl ShortcutStageConfig {
-    /// What is wrong with the numbers, if anything: the key and the reason.
-    pub fn problem(&self) -> Option<(String, String)> {
-        if let Some((key, reason)) = self.shortcuts.problem() {
-            return Some((format!("shortcuts.{key}"), reason));
-        }
-        let weights = match &self.loss {
-            ShortcutLoss::Staircase(config) => [
-                ("loss.answer", config.answer),
-                ("loss.alignment", config.alignment),
-                ("loss.routers", config.routers),
-            ],
-            ShortcutLoss::Composition(config) => [
-                ("loss.beta", config.beta),
-                ("loss.gamma", config.gamma),
-                ("loss.gamma", config.gamma),
-            ],
-        };
-        for (key, weight) in weights {
-            if !weight.is_finite() || weight < 0.0 {
-                let reason = format!("{weight} is not a weight; give 0 or more");
-                return Some((key.to_owned(), reason));
-            }
-        }
-        let ShortcutLoss::Staircase(config) = &self.loss else {
-            return None;
-        };
-        if weights.iter().all(|(_, weight)| *weight == 0.0) {
-            let reason = "all weights are 0: nothing would be learned".to_owned();
-            return Some(("loss".to_owned(), reason));
-        }
-        if let Some(threshold) = config
-            .thresholds
-            .iter()
-            .find(|threshold| !(0.0..=1.0).contains(*threshold))
-        {
-            let reason = format!("{threshold} is not in [0, 1]");
-            return Some(("loss.thresholds".to_owned(), reason));
-        }
-        let rest = 1.0 - config.non_critical - config.random;
-        // Written so that what is not a number is refused too.
-        if !(config.non_critical >= 0.0 && config.random >= 0.0 && rest >= -1e-9) {
-            return Some((
-                "loss.non_critical".to_owned(),
-                "shares of batches lie in [0, 1] and sum to at most 1, with loss.random".to_owned(),
-            ));
-        }
-        if rest > 1e-9 && config.thresholds.is_empty() {
-            return Some((
-                "loss.thresholds".to_owned(),
-                "name at least one, or let the other shares sum to 1".to_owned(),
-            ));
-        }
-        None
-    }
-}
+pub use config::{
+    CompositionConfig, ShortcutLoss, ShortcutStageConfig, StaircaseConfig, StudentInputs, Trains,
+};
 
 /// A student under stage 2.
 #[derive(Module, Debug)]
@@ -204,18 +37,26 @@ pub struct Shortcut {
     pub student: LatentTransformer,
     /// What is trained.
     pub shortcuts: Shortcuts,
+    #[module(skip)]
+    terms: ShortcutTerms,
+}
+
+/// What stage 2 minimises, `L_2` of Eq. 13 or its extension, whoever holds student and shortcuts.
+#[derive(Clone, Debug)]
+pub struct ShortcutTerms {
     /// The teacher of stage 1, off the autodiff tape.
-    #[module(skip)]
     teacher: Transformer,
-    #[module(skip)]
     config: ShortcutStageConfig,
+    /// Where the routers decide on a batch that no exits are drawn for.
+    exit_threshold: f64,
 }
 
 const STAIRCASE_NAMES: &[&str] = &["loss", "answer", "alignment", "routers"];
 const COMPOSITION_NAMES: &[&str] = &["loss", "answer", "early_exit", "compute"];
 
 impl Shortcut {
-    /// Shortcuts over `student`; `teacher` is what the student was aligned to.
+    /// Shortcuts over `student`; `teacher` is what the student was aligned to. Until
+    /// [`Self::asked_at`] says another, the threshold of validation is 1: no latent step leaves.
     pub fn new(
         student: LatentTransformer,
         shortcuts: Shortcuts,
@@ -228,45 +69,132 @@ impl Shortcut {
                 Trains::Everything => student,
             },
             shortcuts,
-            teacher: teacher.valid(),
-            config: config.clone(),
+            terms: ShortcutTerms::new(teacher, config),
         }
     }
 
-    fn device(&self) -> Device {
-        self.shortcuts.routers[0].output.weight.val().device()
+    /// As [`ShortcutTerms::asked_at`].
+    pub fn asked_at(self, exit_threshold: f64) -> Self {
+        Self {
+            terms: self.terms.asked_at(exit_threshold),
+            ..self
+        }
+    }
+}
+
+/// The model of stage 2, and the shortcuts that its pass with gradients goes through: its own, or those
+/// with dropout. Whatever is computed without gradients goes through its own.
+#[derive(Clone, Copy)]
+struct Parts<'a> {
+    student: &'a LatentTransformer,
+    shortcuts: &'a Shortcuts,
+    through: &'a Shortcuts,
+}
+
+impl<'a> Parts<'a> {
+    /// Without dropout.
+    fn new(student: &'a LatentTransformer, shortcuts: &'a Shortcuts) -> Self {
+        Self {
+            student,
+            shortcuts,
+            through: shortcuts,
+        }
     }
 
-    fn losses(&self, batch: &LatentBatch) -> (&'static [&'static str], Tensor<1>) {
-        let (names, losses) = match &self.config.loss {
-            ShortcutLoss::Staircase(config) => (STAIRCASE_NAMES, self.staircase(batch, config)),
-            ShortcutLoss::Composition(config) => {
-                (COMPOSITION_NAMES, self.composition(batch, config))
-            }
+    fn device(self) -> Device {
+        self.shortcuts.routers[0].output.weight.val().device()
+    }
+}
+
+impl ShortcutTerms {
+    /// `teacher` is what the student was aligned to; the threshold of validation is 1.
+    pub fn new(teacher: &Transformer, config: &ShortcutStageConfig) -> Self {
+        Self {
+            teacher: teacher.valid(),
+            config: config.clone(),
+            exit_threshold: 1.0,
+        }
+    }
+
+    /// Lets the routers decide at `exit_threshold` on batches without a seed for exits, as those of
+    /// validation are: at the threshold at which questions are asked.
+    pub fn asked_at(self, exit_threshold: f64) -> Self {
+        Self {
+            exit_threshold,
+            ..self
+        }
+    }
+
+    /// Names of the losses, the total first.
+    pub fn names(&self) -> &'static [&'static str] {
+        match self.config.loss {
+            ShortcutLoss::Staircase(_) => STAIRCASE_NAMES,
+            ShortcutLoss::Composition(_) => COMPOSITION_NAMES,
+        }
+    }
+
+    /// The total first, then its parts, `[names]`, with dropout, if there is some.
+    pub fn training_losses(
+        &self,
+        student: &LatentTransformer,
+        shortcuts: &Shortcuts,
+        batch: &LatentBatch,
+    ) -> Tensor<1> {
+        let parts = Parts::new(student, shortcuts);
+        let rate = self.config.shortcuts.adapter.dropout;
+        let Some(seed) = batch.rollout.seed().filter(|_| rate > 0.0) else {
+            return self.losses(parts, batch);
+        };
+        let shape = [batch.batch, batch.slots, student.backbone.config().d_model];
+        let adapters = shortcuts.adapters.len();
+        let masks = adapter_masks(seed, rate, adapters, shape, &parts.device());
+        let through = &shortcuts.clone().dropped(masks);
+        self.losses(Parts { through, ..parts }, batch)
+    }
+
+    /// The same without dropout.
+    pub fn validation_losses(
+        &self,
+        student: &LatentTransformer,
+        shortcuts: &Shortcuts,
+        batch: &LatentBatch,
+    ) -> Tensor<1> {
+        self.losses(Parts::new(student, shortcuts), batch)
+    }
+
+    fn losses(&self, parts: Parts<'_>, batch: &LatentBatch) -> Tensor<1> {
+        let losses = match &self.config.loss {
+            ShortcutLoss::Staircase(config) => self.staircase(parts, batch, config),
+            ShortcutLoss::Composition(config) => self.composition(parts, batch, config),
         };
         // A batch in which no adapter and no router took part teaches nothing. Burn has no backward
         // pass for that, so its gradient is made zero rather than none.
-        let nothing = self.shortcuts.routers[0].output.weight.val().sum();
-        (names, losses + nothing.mul_scalar(0.0))
+        let nothing = parts.shortcuts.routers[0].output.weight.val().sum();
+        losses + nothing.mul_scalar(0.0)
     }
 
-    fn lesson(&self, batch: &LatentBatch) -> Lesson {
+    fn lesson(&self, batch: &LatentBatch, like: &Device) -> Lesson {
         let chain = hidden_states(&self.teacher, &batch.teacher);
-        Lesson::new(&self.teacher, chain, batch, &self.device())
+        Lesson::new(&self.teacher, chain, batch, like)
     }
 
-    fn staircase(&self, batch: &LatentBatch, config: &StaircaseConfig) -> Tensor<1> {
-        let layers = self.student.backbone.layers.len();
+    fn staircase(
+        &self,
+        parts: Parts<'_>,
+        batch: &LatentBatch,
+        config: &StaircaseConfig,
+    ) -> Tensor<1> {
+        let layers = parts.student.backbone.layers.len();
         let staircase = Staircase {
             key_values: self.config.key_values,
             landing: self.config.landing,
         };
-        let (student, shortcuts) = (self.student.valid(), self.shortcuts.valid());
-        let drawn = Exits::draw(batch, config, layers);
+        let (student, walked) = (parts.student.valid(), parts.shortcuts.valid());
+        let drawn = Exits::draw(batch, config, layers, self.exit_threshold);
         // Each router is a read from the device.
         let hosts = match drawn {
             Exits::Planned(_) => Vec::new(),
-            Exits::Routers { .. } => shortcuts.routers_on_host(),
+            Exits::Routers { .. } => walked.routers_on_host(),
         };
         let planned = |row: usize, slot: usize, boundary: usize| match &drawn {
             Exits::Planned(leaves) => leaves.leaves(row, slot, boundary),
@@ -274,42 +202,47 @@ impl Shortcut {
         };
         let rule = match drawn {
             Exits::Planned(_) => ExitRule::Plan {
-                shortcuts: Some(&shortcuts),
+                shortcuts: Some(&walked),
                 leaves: &planned,
             },
             Exits::Routers { threshold } => ExitRule::Routers {
-                shortcuts: &shortcuts,
+                shortcuts: &walked,
                 hosts: &hosts,
                 threshold,
             },
         };
         let (latents, traces) = own_inputs(&student, batch, rule, staircase, None);
         let plan = plan_of(&traces, layers, staircase.landing);
-        let inputs = staircase_inputs(&self.student, batch, latents);
+        let inputs = staircase_inputs(parts.student, batch, latents);
         let pass = staircase_pass(
-            &self.student,
-            Some(&self.shortcuts),
+            parts.student,
+            Some(parts.through),
             inputs,
             &plan,
             staircase.key_values,
         );
-        let routers = router_loss(&pass, batch, &self.device());
-        let lesson = self.lesson(batch);
-        let outcome = Outcome::new(&self.student, pass, &lesson, batch, |row, slot| {
+        let routers = router_loss(&pass, batch, &parts.device());
+        let lesson = self.lesson(batch, &parts.device());
+        let outcome = Outcome::new(parts.student, pass, &lesson, batch, |row, slot| {
             plan.slot(row, slot).leave == layers
         });
         let alignment = outcome.reasoning_alignment() + outcome.answer_alignment(&lesson);
         with_total(vec![
-            (config.answer, outcome.answer_loss(&self.student, batch)),
+            (config.answer, outcome.answer_loss(parts.student, batch)),
             (config.alignment, alignment),
             (config.routers, routers),
         ])
     }
 
-    fn composition(&self, batch: &LatentBatch, config: &CompositionConfig) -> Tensor<1> {
-        let device = self.device();
-        let student = self.student.valid();
-        let lesson = self.lesson(batch);
+    fn composition(
+        &self,
+        parts: Parts<'_>,
+        batch: &LatentBatch,
+        config: &CompositionConfig,
+    ) -> Tensor<1> {
+        let device = parts.device();
+        let student = parts.student.valid();
+        let lesson = self.lesson(batch, &device);
         let latents = match config.inputs {
             StudentInputs::FreeRunning => {
                 own_inputs(&student, batch, ExitRule::Full, Staircase::default(), None).0
@@ -334,38 +267,42 @@ impl Shortcut {
             .map(|states| constant_like(states, &device))
             .collect();
         let pass = soft_pass(
-            &self.student,
-            &self.shortcuts,
-            staircase_inputs(&self.student, batch, latents),
+            parts.student,
+            parts.through,
+            staircase_inputs(parts.student, batch, latents),
             slots,
             config.composition,
         );
         let (composed, router_weights) = match config.early_exit.composed {
             Composed::Local => {
-                let local = local_composition(&self.shortcuts, &plain, config.composition);
+                let local = local_composition(parts.through, &plain, config.composition);
                 (local.composed, local.router_weights)
             }
             Composed::Propagated => (pass.composed, pass.router_weights),
         };
-        // The answer being ready is no step: only steps carry a label in Eq. 10.
-        let critical: Vec<Option<bool>> = (0..batch.batch)
-            .flat_map(|row| (0..slots).map(move |slot| (row, slot)))
-            .map(|(row, slot)| {
-                slot_label(batch, row, slot)
-                    .filter(|label| *label != SlotLabel::Padding)
-                    .and_then(|label| label.critical())
-            })
-            .collect();
-        let early_exit = early_exit_loss(&composed, &plain[1..], &critical, config.early_exit);
-        let compute = compute_term(&router_weights, &critical);
+        let critical = |counts: fn(SlotLabel) -> bool| -> Vec<Option<bool>> {
+            (0..batch.batch)
+                .flat_map(|row| (0..slots).map(move |slot| (row, slot)))
+                .map(|(row, slot)| {
+                    slot_label(batch, row, slot)
+                        .filter(|label| counts(*label))
+                        .and_then(SlotLabel::critical)
+                })
+                .collect()
+        };
+        // The answer being ready is no step, and only steps carry a label in Eq. 10; the layers it runs
+        // cost as much as those of a step.
+        let steps = critical(|label| label != SlotLabel::Padding);
+        let early_exit = early_exit_loss(&composed, &plain[1..], &steps, config.early_exit);
+        let compute = compute_term(&router_weights, &critical(|_| true));
         let answer = StaircasePass {
             hidden: pass.hidden,
             router_logits: Vec::new(),
             reached: Vec::new(),
         };
-        let outcome = Outcome::new(&self.student, answer, &lesson, batch, |_, _| true);
+        let outcome = Outcome::new(parts.student, answer, &lesson, batch, |_, _| true);
         with_total(vec![
-            (1.0, outcome.answer_loss(&self.student, batch)),
+            (1.0, outcome.answer_loss(parts.student, batch)),
             (config.beta, early_exit),
             (config.gamma, compute),
         ])
@@ -384,18 +321,10 @@ enum Exits {
 }
 
 impl Exits {
-    fn draw(batch: &LatentBatch, config: &StaircaseConfig, layers: usize) -> Self {
-        let seed = match batch.rollout {
-            Rollout::Student {
-                exits: Some(seed), ..
-            } => seed,
-            // A validation batch: what the routers do at the first threshold.
-            Rollout::TeacherForced | Rollout::Student { exits: None, .. } => {
-                return match config.thresholds.first() {
-                    Some(&threshold) => Self::Routers { threshold },
-                    None => Self::Planned(Leaves::new(batch, |_| None)),
-                };
-            }
+    /// As `config` has them, for a batch with a seed; without one the routers decide, at `asked`.
+    fn draw(batch: &LatentBatch, config: &StaircaseConfig, layers: usize, asked: f64) -> Self {
+        let Some(seed) = batch.rollout.seed() else {
+            return Self::Routers { threshold: asked };
         };
         let mut draws = generator(seed, 0, b"stairsss");
         let kind = uniform(&mut draws);
@@ -479,8 +408,9 @@ impl TrainStep for Shortcut {
     type Output = StepOutput;
 
     fn step(&self, batch: LatentBatch) -> TrainOutput<StepOutput> {
-        let (names, losses) = self.losses(&batch);
-        learned(self, names, losses, batch.tokens)
+        let (student, shortcuts) = (&self.student, &self.shortcuts);
+        let losses = self.terms.training_losses(student, shortcuts, &batch);
+        learned(self, self.terms.names(), losses, batch.tokens)
     }
 }
 
@@ -489,10 +419,10 @@ impl InferenceStep for Shortcut {
     type Output = StepOutput;
 
     fn step(&self, batch: LatentBatch) -> StepOutput {
-        let (names, losses) = self.losses(&batch);
+        let (student, shortcuts) = (&self.student, &self.shortcuts);
         StepOutput {
-            names,
-            losses,
+            names: self.terms.names(),
+            losses: self.terms.validation_losses(student, shortcuts, &batch),
             tokens: batch.tokens,
         }
     }

@@ -7,7 +7,8 @@ use sesqui_model::initialize::{Initializer, Role};
 
 use crate::config::AdapterConfig;
 
-/// `g(h) = h + (alpha / rank) B A h` (arXiv 2505.18962, appendix B).
+/// `g(h) = h + (alpha / rank) B A h` (arXiv 2505.18962, appendix B; D8 of what it leaves open,
+/// `docs/decisions/0012-what-the-paper-leaves-open.md`).
 #[derive(Module, Debug)]
 pub struct Adapter {
     /// A: `[d_model] -> [rank]`.
@@ -37,7 +38,16 @@ impl Adapter {
 
     /// `[batch, seq, d_model]` in and out.
     pub fn forward(&self, hidden: Tensor<3>) -> Tensor<3> {
-        let update = self.up.forward(self.down.forward(hidden.clone()));
+        self.update(hidden.clone(), hidden)
+    }
+
+    /// `h + (alpha / rank) B A (mask h)`, all three `[batch, seq, d_model]`.
+    pub fn forward_dropped(&self, hidden: Tensor<3>, mask: Tensor<3>) -> Tensor<3> {
+        self.update(hidden.clone(), hidden * mask)
+    }
+
+    fn update(&self, hidden: Tensor<3>, read: Tensor<3>) -> Tensor<3> {
+        let update = self.up.forward(self.down.forward(read));
         hidden + update.mul_scalar(self.scale)
     }
 }

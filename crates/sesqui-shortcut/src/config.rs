@@ -39,6 +39,8 @@ pub struct AdapterConfig {
     pub rank: usize,
     /// Scale of the update, times its rank.
     pub alpha: f64,
+    /// Probability with which training hides a value from A; 0.1 in the paper (appendix B).
+    pub dropout: f64,
 }
 
 impl Default for AdapterConfig {
@@ -46,6 +48,7 @@ impl Default for AdapterConfig {
         Self {
             rank: 8,
             alpha: 32.0,
+            dropout: 0.0,
         }
     }
 }
@@ -67,6 +70,11 @@ impl ShortcutConfig {
     pub fn problem(&self) -> Option<(&'static str, String)> {
         if self.adapter.rank == 0 {
             return Some(("adapter.rank", "must be at least 1".to_owned()));
+        }
+        let dropout = self.adapter.dropout;
+        if !(0.0..1.0).contains(&dropout) {
+            let reason = format!("{dropout} is not in [0, 1); 0 hides nothing");
+            return Some(("adapter.dropout", reason));
         }
         [
             ("router.bias", self.router.bias),

@@ -105,13 +105,14 @@ pub fn early_exit_loss(
     total(terms).div_scalar(labelled.max(1) as f64)
 }
 
-/// Mean over layers and labelled slots of `(1 - w)(1 - c)`, `[1]`: the cost of running a layer for a
-/// step that is not critical; zero where no slot has a label.
+/// Mean over layers and slots that count of `(1 - w)(1 - c)`, `[1]`: the cost of running a layer for a
+/// slot that is not critical; zero where no slot counts.
 ///
 /// **An extension**: the paper's losses never reward leaving early.
 ///
-/// `router_weights` are `w` of layers 1 to L, `[batch, slots, 1]` each; `critical` as in
-/// [`early_exit_loss`].
+/// `router_weights` are `w` of layers 1 to L, `[batch, slots, 1]` each; `critical` is row-major
+/// `[batch, slots]`, `None` for a slot that does not count. More slots may count than have a label in
+/// [`early_exit_loss`]: one that is no step costs as much as one that is.
 ///
 /// # Panics
 ///
@@ -126,8 +127,8 @@ pub fn compute_term(router_weights: &[Tensor<3>], critical: &[Option<bool>]) -> 
     let terms = router_weights
         .iter()
         .map(|weights| (weights.clone().neg().add_scalar(1.0) * counted.clone()).sum());
-    let labelled = router_weights.len() * critical.iter().flatten().count();
-    total(terms).div_scalar(labelled.max(1) as f64)
+    let all = router_weights.len() * critical.iter().flatten().count();
+    total(terms).div_scalar(all.max(1) as f64)
 }
 
 /// `values`, row-major `[batch, slots]`, as `[batch, slots, 1]` beside `states`.

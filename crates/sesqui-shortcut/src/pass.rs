@@ -130,7 +130,8 @@ impl Stairs<'_> {
             let left = hidden.clone().narrow(1, first, others);
             let adapted = match self.shortcuts {
                 Some(shortcuts) => {
-                    shortcuts.adapters[self.plan.landing().left_at(boundary)].forward(left)
+                    let left_at = self.plan.landing().left_at(boundary);
+                    shortcuts.adapt(left_at, left, 0..others)
                 }
                 None => left,
             };

@@ -6,7 +6,6 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use sesqui_model::{LatentTransformer, Visibility};
 
-use crate::adapter::Adapter;
 use crate::pass::StaircaseInputs;
 use crate::shortcuts::Shortcuts;
 
@@ -186,8 +185,9 @@ struct Mixture<'a> {
     through: Tensor<3>,
     /// `g_{l-1}(h_{l-1,t})`, `[batch, slots, d_model]`.
     depth: Tensor<3>,
-    /// `g_l`.
-    step: &'a Adapter,
+    shortcuts: &'a Shortcuts,
+    /// `l` of `g_l`, the adapter of step shortcuts.
+    boundary: usize,
     /// `w_{l,t}`, `[batch, slots, 1]`.
     weights: Tensor<3>,
     config: SoftConfig,
@@ -202,13 +202,21 @@ impl<'a> Mixture<'a> {
         through: Tensor<3>,
         config: SoftConfig,
     ) -> Self {
+        let slots = 0..before.dims()[1];
         Self {
             through,
             weights: shortcuts.routers[layer].forward(before.clone()),
-            depth: shortcuts.adapters[layer].forward(before),
-            step: &shortcuts.adapters[layer + 1],
+            depth: shortcuts.adapt(layer, before, slots),
+            shortcuts,
+            boundary: layer + 1,
             config,
         }
+    }
+
+    /// `g_l` of the states `previous` of the slots before `slots`.
+    fn step(&self, previous: Tensor<3>, slots: &Range<usize>) -> Tensor<3> {
+        let before = slots.start - 1..slots.end - 1;
+        self.shortcuts.adapt(self.boundary, previous, before)
     }
 
     /// All slots at once; step shortcuts read what the layer gave.
@@ -241,10 +249,10 @@ impl<'a> Mixture<'a> {
         let cut = |all: &Tensor<3>| all.clone().narrow(1, slots.start, slots.len());
         let shortcut = match (self.config.paths, previous) {
             (Paths::Step, None) => return cut(&self.through),
-            (Paths::Step, Some(previous)) => self.step.forward(previous),
+            (Paths::Step, Some(previous)) => self.step(previous, &slots),
             (Paths::Depth, _) | (Paths::Both, None) => cut(&self.depth),
             (Paths::Both, Some(previous)) => {
-                let both = cut(&self.depth) + self.step.forward(previous);
+                let both = cut(&self.depth) + self.step(previous, &slots);
                 match self.config.branches {
                     Branches::Mean => both.mul_scalar(0.5),
                     Branches::Sum => both,

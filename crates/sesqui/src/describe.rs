@@ -8,8 +8,8 @@ use burn::tensor::Device;
 use burn::train::TrainStep;
 use comfy_table::{CellAlignment, Table, presets};
 use sesqui_dataset::batch::SequenceBatch;
-use sesqui_distill::rollout::{exits_drawn, rollout};
-use sesqui_distill::{Align, LatentBatch, Shortcut, Supervised};
+use sesqui_distill::rollout::exits_drawn;
+use sesqui_distill::{Align, Joint, JointBatch, JointBatches, LatentBatch, Shortcut, Supervised};
 use sesqui_model::flops::Flops;
 use sesqui_model::latent::LatentTransformer;
 use sesqui_model::{Transformer, parameters};
@@ -82,9 +82,7 @@ fn one_step(
         }
         Objective::Align(config) => {
             let settings = workbench.latent_settings(config);
-            let (feeding, exits) = (config.feeding, config.exit_dropout);
-            let steps = stage.training.steps;
-            let rollout = move |step| rollout(feeding, exits, seed, step, steps);
+            let rollout = config.rollouts(seed, stage.training.steps);
             let (batches, skipped) =
                 workbench.latent_batches(stage, &settings, context, seed, rollout)?;
             let model = Align::new(student(model, &settings), model, config);
@@ -105,6 +103,24 @@ fn one_step(
             let text = first_batch(stage, &batches, skipped.len(), sizes, &model)?;
             Ok(format!(
                 "{text}{added} parameters in routers and adapters\n"
+            ))
+        }
+        Objective::Joint(config) => {
+            let settings = workbench.latent_settings(&config.align);
+            let rollout = config.align.rollouts(seed, stage.training.steps);
+            let (batches, skipped) =
+                workbench.latent_batches(stage, &settings, context, seed, rollout)?;
+            let batches = JointBatches::new(batches, move |step| exits_drawn(seed, step));
+            let sizes = |batch: &JointBatch| sizes(&batch.align);
+            let device = model.token_embedding.weight.val().device();
+            let shortcuts = &config.shortcut.shortcuts;
+            let shortcuts = Shortcuts::new(shortcuts, model.config(), seed, &device);
+            let added = shortcuts.num_params();
+            let model = Joint::new(student(model, &settings), shortcuts, model, config);
+            let text = first_batch(stage, &batches, skipped.len(), sizes, &model)?;
+            Ok(format!(
+                "{text}{}\n{added} parameters in routers and adapters\n",
+                slots(&settings)
             ))
         }
     }

@@ -8,7 +8,7 @@ use sesqui_dataset::batch::{BatchConfig, Grouping};
 use sesqui_dataset::encode::{Positions, Supervision, TextFormat};
 use sesqui_dataset::read::BadRows;
 use sesqui_dataset::tokenizer::TokenizerConfig;
-use sesqui_distill::{AlignConfig, ShortcutStageConfig};
+use sesqui_distill::{AlignConfig, JointConfig, ShortcutStageConfig};
 use sesqui_eval::EvaluationConfig;
 use sesqui_model::ModelConfig;
 use sesqui_model::latent::SlotPositions;
@@ -75,6 +75,8 @@ pub enum Objective {
     Align(AlignConfig),
     /// Stage 2: routers and adapters over the student of stage 1.
     Shortcut(ShortcutStageConfig),
+    /// Both at once, all weights moving: the joint-learning ablation of the paper's Fig. 3.
+    Joint(JointConfig),
 }
 
 /// Where a stage's weights come from.
@@ -105,7 +107,9 @@ impl Objective {
     /// What a training sequence contains under this objective: the teacher's, where there is one.
     pub fn supervision(&self) -> Supervision {
         match self {
-            Self::Cot | Self::Align(_) | Self::Shortcut(_) => Supervision::ChainOfThought,
+            Self::Cot | Self::Align(_) | Self::Shortcut(_) | Self::Joint(_) => {
+                Supervision::ChainOfThought
+            }
             Self::NoCot => Supervision::AnswerOnly,
         }
     }
@@ -117,6 +121,7 @@ impl Objective {
             Self::NoCot => "no-cot",
             Self::Align(_) => "align",
             Self::Shortcut(_) => "shortcut",
+            Self::Joint(_) => "joint",
         }
     }
 
@@ -126,6 +131,7 @@ impl Objective {
             Self::Cot | Self::NoCot => None,
             Self::Align(config) => config.problem(),
             Self::Shortcut(config) => config.problem(),
+            Self::Joint(config) => config.problem(),
         }
     }
 
@@ -134,7 +140,9 @@ impl Objective {
     pub fn wants(&self) -> Option<(&'static str, &'static str)> {
         match self {
             Self::Cot | Self::NoCot => None,
-            Self::Align(_) => Some(("cot", "it learns from a chain-of-thought model")),
+            Self::Align(_) | Self::Joint(_) => {
+                Some(("cot", "it learns from a chain-of-thought model"))
+            }
             Self::Shortcut(_) => Some(("align", "shortcuts are learned over an aligned student")),
         }
     }

@@ -8,8 +8,11 @@ use burn::module::Module;
 use burn::tensor::Device;
 use burn::train::{InferenceStep, Interrupter, TrainStep};
 use sesqui_dataset::batch::{SequenceBatch, Skipped};
-use sesqui_distill::rollout::{exits_drawn, rollout};
-use sesqui_distill::{Align, AlignConfig, LatentBatch, Shortcut, ShortcutStageConfig, Supervised};
+use sesqui_distill::rollout::exits_drawn;
+use sesqui_distill::{
+    Align, AlignConfig, Joint, JointBatch, JointBatches, JointConfig, LatentBatch, LatentBatches,
+    Rollout, Shortcut, ShortcutStageConfig, Supervised,
+};
 use sesqui_eval::{EvaluationConfig, evaluate};
 use sesqui_model::latent::LatentTransformer;
 use sesqui_run::{MetricRow, RowWriter, RunPaths};
@@ -78,6 +81,7 @@ impl Run<'_> {
             Objective::Cot | Objective::NoCot => self.supervise(stage, &mut outlets),
             Objective::Align(config) => self.align(stage, config, &mut outlets),
             Objective::Shortcut(config) => self.shortcut(stage, config, &mut outlets),
+            Objective::Joint(config) => self.joint(stage, config, &mut outlets),
         }
     }
 
@@ -109,30 +113,16 @@ impl Run<'_> {
         let device = self.device().clone().autodiff();
         let teacher = self.lineage().start(stage, &device)?.backbone().clone();
         let settings = self.workbench.latent_settings(config);
-        let (feeding, exits) = (config.feeding, config.exit_dropout);
-        let (seed, steps) = (self.experiment.seed, stage.training.steps);
-        let rollout = move |step| rollout(feeding, exits, seed, step, steps);
-        let context = teacher.config().context;
-        let (batches, skipped) = self
-            .workbench
-            .latent_batches(stage, &settings, context, seed, rollout)?;
-        outlets.skipped(stage, context, &skipped);
-        let validation = self
-            .workbench
-            .validation_latents(&settings, context, self.experiment)?;
+        let rollout = config.rollouts(self.experiment.seed, stage.training.steps);
+        let data =
+            self.latent_data(stage, &settings, teacher.config().context, rollout, outlets)?;
 
         let feedback = &config.latents.feedback;
         let student = LatentTransformer::new(teacher.clone(), feedback, &device);
         let model = Align::new(student, &teacher, config);
-        let attached = settings.clone();
-        let outcome = self.fit(stage, model, &batches, Some(&settings), outlets, |model| {
-            let losses = mean_losses(model, validation.clone(), rows);
-            let trained = Trained::latent(model.student.clone(), None, attached.clone());
-            self.validation(&trained, losses)
-        })?;
-        Ok(finished(outcome, |model| {
-            Trained::latent(model.student, None, settings)
-        }))
+        self.train_latent(stage, model, data, rows, settings, outlets, |model| {
+            (model.student.clone(), None)
+        })
     }
 
     fn shortcut(
@@ -151,35 +141,100 @@ impl Run<'_> {
             .into());
         };
         let teacher = lineage.teacher(stage, &device)?;
-        let settings = LatentSettings {
-            key_values: config.key_values,
-            landing: config.landing,
-            ..student.settings.clone()
-        };
+        let settings = student.settings.with_shortcuts(config);
         let seed = self.experiment.seed;
         let rollout = move |step| exits_drawn(seed, step);
-        let context = teacher.config().context;
-        let (batches, skipped) = self
-            .workbench
-            .latent_batches(stage, &settings, context, seed, rollout)?;
-        outlets.skipped(stage, context, &skipped);
-        let validation = self
-            .workbench
-            .validation_latents(&settings, context, self.experiment)?;
+        let data =
+            self.latent_data(stage, &settings, teacher.config().context, rollout, outlets)?;
 
         let shape = teacher.config();
         let shortcuts = Shortcuts::new(&config.shortcuts, shape, seed, &device);
-        let model = Shortcut::new(student.model, shortcuts, &teacher, config);
-        let attached = settings.clone();
+        let model = Shortcut::new(student.model, shortcuts, &teacher, config)
+            .asked_at(self.experiment.reasoning.exit_threshold);
+        self.train_latent(stage, model, data, rows, settings, outlets, |model| {
+            (model.student.clone(), Some(model.shortcuts.clone()))
+        })
+    }
+
+    fn joint(
+        &self,
+        stage: &Stage,
+        config: &JointConfig,
+        outlets: &mut Outlets<'_>,
+    ) -> Result<Finished> {
+        let device = self.device().clone().autodiff();
+        let teacher = self.lineage().start(stage, &device)?.backbone().clone();
+        let settings = self.workbench.latent_settings(&config.align);
+        let settings = settings.with_shortcuts(&config.shortcut);
+        let seed = self.experiment.seed;
+        let rollout = config.align.rollouts(seed, stage.training.steps);
+        let shape = teacher.config();
+        let (batches, validation) =
+            self.latent_data(stage, &settings, shape.context, rollout, outlets)?;
+        let batches = JointBatches::new(batches, move |step| exits_drawn(seed, step));
+        let joint = |batch: LatentBatch| {
+            let rollout = batch.rollout;
+            JointBatch::new(batch, rollout)
+        };
+        let data = (batches, validation.into_iter().map(joint).collect());
+
+        let feedback = &settings.latents.feedback;
+        let student = LatentTransformer::new(teacher.clone(), feedback, &device);
+        let shortcuts = Shortcuts::new(&config.shortcut.shortcuts, shape, seed, &device);
+        let model = Joint::new(student, shortcuts, &teacher, config)
+            .asked_at(self.experiment.reasoning.exit_threshold);
+        let rows = |batch: &JointBatch| rows(&batch.align);
+        self.train_latent(stage, model, data, rows, settings, outlets, |model| {
+            (model.student.clone(), Some(model.shortcuts.clone()))
+        })
+    }
+
+    /// Training batches of a latent stage, of which those that do not fit are told, and validation
+    /// batches.
+    fn latent_data(
+        &self,
+        stage: &Stage,
+        settings: &LatentSettings,
+        context: usize,
+        rollout: impl Fn(u64) -> Rollout + Send + Sync + 'static,
+        outlets: &mut Outlets<'_>,
+    ) -> Result<(LatentBatches, Vec<LatentBatch>)> {
+        let seed = self.experiment.seed;
+        let (batches, skipped) = self
+            .workbench
+            .latent_batches(stage, settings, context, seed, rollout)?;
+        outlets.skipped(stage, context, &skipped);
+        let validation = self
+            .workbench
+            .validation_latents(settings, context, self.experiment)?;
+        Ok((batches, validation))
+    }
+
+    /// Trains a latent model, of which `parts` names student and shortcuts, and validates it by its
+    /// losses, means over `rows`, and by its answers.
+    fn train_latent<M, B>(
+        &self,
+        stage: &Stage,
+        model: M,
+        (batches, validation): (impl Batches<B>, Vec<B>),
+        rows: impl Fn(&B) -> f64,
+        settings: LatentSettings,
+        outlets: &mut Outlets<'_>,
+        parts: impl Fn(&M) -> (LatentTransformer, Option<Shortcuts>),
+    ) -> Result<Finished>
+    where
+        M: Learner + TrainStep<Input = B>,
+        B: Clone,
+    {
+        let trained = |model: &M| {
+            let (student, shortcuts) = parts(model);
+            Trained::latent(student, shortcuts, settings.clone())
+        };
         let outcome = self.fit(stage, model, &batches, Some(&settings), outlets, |model| {
-            let losses = mean_losses(model, validation.clone(), rows);
-            let (student, shortcuts) = (model.student.clone(), model.shortcuts.clone());
-            let trained = Trained::latent(student, Some(shortcuts), attached.clone());
-            self.validation(&trained, losses)
+            let losses = mean_losses(model, validation.clone(), &rows);
+            self.validation(&trained(model), losses)
         })?;
-        Ok(finished(outcome, |model| {
-            Trained::latent(model.student, Some(model.shortcuts), settings)
-        }))
+        Ok(finished(outcome, |model| trained(&model)))
     }
 
     fn lineage(&self) -> Lineage<'_> {

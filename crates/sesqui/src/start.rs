@@ -201,6 +201,7 @@ pub fn latent_settings(
 ) -> Result<Option<LatentSettings>> {
     match (&stage.objective, &stage.initialize) {
         (Objective::Align(config), _) => Ok(Some(workbench.latent_settings(config))),
+        (Objective::Joint(config), _) => Ok(Some(workbench.latent_settings(&config.align))),
         (Objective::Shortcut(_), Initialize::Checkpoint { path }) => {
             Ok(Some(LatentSettings::read(path)?))
         }

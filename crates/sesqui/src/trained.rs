@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use sesqui_distill::latent::Padding;
-use sesqui_distill::{Align, LatentConfig, Shortcut, Supervised};
+use sesqui_distill::{Align, Joint, LatentConfig, Shortcut, ShortcutStageConfig, Supervised};
 use sesqui_eval::{EvaluationConfig, LatentMethod, Method, Task, TokenDecoding};
 use sesqui_model::Transformer;
 use sesqui_model::latent::LatentTransformer;
@@ -61,6 +61,15 @@ impl LatentSettings {
         match self.latents.padding {
             Padding::Answer => self.count,
             Padding::None => 0,
+        }
+    }
+
+    /// The same with what stage 2 settles.
+    pub fn with_shortcuts(&self, config: &ShortcutStageConfig) -> Self {
+        Self {
+            key_values: config.key_values,
+            landing: config.landing,
+            ..self.clone()
         }
     }
 
@@ -167,6 +176,16 @@ impl Trained {
                 let student =
                     LatentTransformer::new(fresh.clone(), &settings.latents.feedback, device);
                 let model = Shortcut::new(student, shortcuts, &fresh, config);
+                let model = load_model(checkpoint, model)?;
+                Ok(Self::latent(model.student, Some(model.shortcuts), settings))
+            }
+            Objective::Joint(config) => {
+                let settings = LatentSettings::read(checkpoint)?;
+                let shape = fresh.config();
+                let shortcuts = Shortcuts::new(&config.shortcut.shortcuts, shape, 0, device);
+                let student =
+                    LatentTransformer::new(fresh.clone(), &settings.latents.feedback, device);
+                let model = Joint::new(student, shortcuts, &fresh, config);
                 let model = load_model(checkpoint, model)?;
                 Ok(Self::latent(model.student, Some(model.shortcuts), settings))
             }

@@ -439,6 +439,10 @@ fn latent_count(stage: &Stage) -> (String, &'static str) {
             "objective.latents",
             "lower latents.count or latents.positions",
         ),
+        Objective::Joint(_) => (
+            "objective.align.latents",
+            "lower latents.count or latents.positions",
+        ),
         Objective::Cot | Objective::NoCot | Objective::Shortcut(_) => {
             ("initialize", "start from a student with fewer latent steps")
         }

@@ -8,9 +8,11 @@
 mod batches;
 mod by_hand;
 mod composition;
+mod dropout;
 mod edges;
 mod feeding;
 mod gradients;
+mod joint;
 mod latents;
 mod losses;
 mod reference;

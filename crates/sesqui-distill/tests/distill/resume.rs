@@ -1,4 +1,4 @@
-//! Both stages under the training loop: the bytes do not depend on interruptions or on workers.
+//! Both stages, and both at once, under the training loop: the bytes do not depend on interruptions or on workers.
 
 use std::path::Path;
 
@@ -9,7 +9,10 @@ use sesqui_distill::align::{AlignConfig, Teacher};
 use sesqui_distill::latent::Padding;
 use sesqui_distill::rollout::{ExitDropout, Feeding, exits_drawn, rollout};
 use sesqui_distill::shortcut::{CompositionConfig, ShortcutLoss, StaircaseConfig, Trains};
-use sesqui_distill::{Align, LatentBatch, LatentBatches, Rollout, Shortcut, ShortcutStageConfig};
+use sesqui_distill::{
+    Align, Joint, JointBatch, JointBatches, JointConfig, LatentBatch, LatentBatches, Rollout,
+    Shortcut, ShortcutStageConfig,
+};
 use sesqui_run::{MetricRow, RowWriter};
 use sesqui_trainer::{
     Batches, CheckpointPolicy, Checkpoints, Fit, Objective, Renderer, Stop, TrainingConfig,
@@ -23,13 +26,13 @@ const PARTS: u64 = 2;
 const SEED: u64 = 4;
 
 /// Batches that ask for a stop while this step, counted from 1, is made.
-struct Stopping<'a> {
-    batches: &'a LatentBatches,
+struct Stopping<'a, B> {
+    batches: &'a B,
     stop: Option<(u64, Interrupter)>,
 }
 
-impl Batches<LatentBatch> for Stopping<'_> {
-    fn batch(&self, index: u64) -> Result<LatentBatch, String> {
+impl<I, B: Batches<I>> Batches<I> for Stopping<'_, B> {
+    fn batch(&self, index: u64) -> Result<I, String> {
         if let Some((step, interrupter)) = &self.stop
             && index / PARTS + 1 == *step
         {
@@ -47,12 +50,14 @@ impl Batches<LatentBatch> for Stopping<'_> {
     }
 }
 
-struct Course {
+struct Course<I, B> {
     data: Data,
-    batches: LatentBatches,
+    batches: B,
+    /// What validation reads of a batch.
+    read: fn(LatentBatch) -> I,
 }
 
-impl Course {
+impl Course<LatentBatch, LatentBatches> {
     fn new(rollout: impl Fn(u64) -> Rollout + Send + Sync + 'static) -> Self {
         let data = Data::new();
         let config = BatchConfig {
@@ -68,13 +73,28 @@ impl Course {
         Self {
             batches: batches.unwrap(),
             data,
+            read: |batch| batch,
         }
     }
 
+    /// The same rows for both stages, which draw by themselves.
+    fn joint(self) -> Course<JointBatch, JointBatches> {
+        Course {
+            data: self.data,
+            batches: JointBatches::new(self.batches, |step| exits_drawn(SEED, step)),
+            read: |batch| {
+                let rollout = batch.rollout;
+                JointBatch::new(batch, rollout)
+            },
+        }
+    }
+}
+
+impl<I, B: Batches<I>> Course<I, B> {
     /// Trains, from whatever is in `folder`, up to the end or to a stop after step `stop`.
     fn run<M>(&self, model: M, folder: &Path, workers: usize, stop: Option<u64>) -> (M, Stop)
     where
-        M: Objective + burn::train::TrainStep<Input = LatentBatch>,
+        M: Objective + burn::train::TrainStep<Input = I>,
     {
         let mut config = TrainingConfig {
             steps: STEPS,
@@ -102,7 +122,7 @@ impl Course {
         );
         let (mut metrics, _) = RowWriter::<MetricRow>::open(&folder.join("metrics.jsonl")).unwrap();
         let mut validate = |model: &M, _: u64| {
-            let batch = self.data.mixed(Rollout::TeacherForced);
+            let batch = (self.read)(self.data.mixed(Rollout::TeacherForced));
             let losses = InferenceStep::step(model, batch).losses;
             assert!(!losses.is_autodiff());
             let loss = Some(f64::from(values(losses)[0]));
@@ -130,7 +150,7 @@ impl Course {
     /// One go, two goes, and two workers; the model of the first.
     fn check<M>(&self, what: &str, model: impl Fn() -> M) -> M
     where
-        M: Objective + burn::train::TrainStep<Input = LatentBatch>,
+        M: Objective + burn::train::TrainStep<Input = I>,
     {
         let folders = [0; 4].map(|_| tempfile::tempdir().unwrap());
         let [straight, broken, shared, both] = folders.each_ref().map(tempfile::TempDir::path);
@@ -206,17 +226,18 @@ fn stage_2_ends_in_the_same_bytes() {
         gamma: 0.1,
         ..CompositionConfig::default()
     });
-    for (trains, loss) in [
-        (Trains::Shortcuts, staircase.clone()),
-        (Trains::Shortcuts, composition),
-        (Trains::Everything, staircase),
+    for (trains, dropout, loss) in [
+        (Trains::Shortcuts, 0.2, staircase.clone()),
+        (Trains::Shortcuts, 0.2, composition),
+        (Trains::Everything, 0.0, staircase),
     ] {
         let course = Course::new(|step| exits_drawn(SEED, step));
-        let config = ShortcutStageConfig {
+        let mut config = ShortcutStageConfig {
             trains,
             loss,
             ..ShortcutStageConfig::default()
         };
+        config.shortcuts.adapter.dropout = dropout;
         let model = || {
             let teacher = course.data.teacher(1, &tracked());
             let student = course.data.student(&teacher, &tracked());
@@ -247,4 +268,25 @@ fn stage_2_ends_in_the_same_bytes() {
                 .is_autodiff()
         );
     }
+}
+
+#[test]
+fn both_at_once_end_in_the_same_bytes() {
+    let mut config = JointConfig::default();
+    config.shortcut.shortcuts.adapter.dropout = 0.2;
+    let feeding = Feeding::Corrected { until: 0.5 };
+    let exits = ExitDropout::Late {
+        start: 0.5,
+        share: 0.7,
+        independent: 1.0,
+    };
+    let course = Course::new(move |step| rollout(feeding, exits, SEED, step, STEPS)).joint();
+    let model = || {
+        let teacher = course.data.teacher(1, &tracked());
+        let student = course.data.student(&teacher, &tracked());
+        let shortcuts = course.data.shortcuts(&teacher, &tracked());
+        Joint::new(student, shortcuts, &teacher, &config)
+    };
+    let trained = course.check("joint", model);
+    assert!(!moved(&parameters(&model()), &parameters(&trained)).is_empty());
 }

@@ -47,6 +47,7 @@ pub fn latent_model(family: Family, seed: u64, hidden: usize) -> (LatentTransfor
         adapter: AdapterConfig {
             rank: 3,
             alpha: 6.0,
+            ..AdapterConfig::default()
         },
     };
     let mut shortcuts = Shortcuts::new(&config_of, &config, seed, &plain());

@@ -5,6 +5,7 @@
     reason = "a test may fail loudly, its helpers too"
 )]
 
+mod dropout;
 mod early_exit;
 mod gradients;
 mod pass;

@@ -107,6 +107,7 @@ pub fn shortcut_config(router_width: usize) -> ShortcutConfig {
         adapter: AdapterConfig {
             rank: 4,
             alpha: 4.0 * ADAPTER_SCALE,
+            ..AdapterConfig::default()
         },
     }
 }

@@ -116,6 +116,36 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "train",
+        &[
+            "--set",
+            "stages.system15.objective.shortcuts.adapter.dropout=1",
+        ],
+        "stages.system15.objective.shortcuts.adapter.dropout: 1 is not in [0, 1); 0 hides nothing",
+    ),
+    (
+        "train",
+        &[
+            "--config",
+            "experiments/arith-dag/joint.toml",
+            "--set",
+            "stages.joint.objective.shortcut.trains=shortcuts",
+        ],
+        "stages.joint.objective.shortcut.trains: joint learning moves all weights; set it to \
+         \"everything\"",
+    ),
+    (
+        "train",
+        &[
+            "--config",
+            "experiments/arith-dag/joint.toml",
+            "--set",
+            "stages.joint.initialize.kind=scratch",
+        ],
+        "stages.joint.initialize: it starts from scratch, but it learns from a chain-of-thought \
+         model; start from cot",
+    ),
+    (
+        "train",
         &["--set", "stages.latent.batches.length_exponent=17"],
         "stages.latent.batches.length_exponent: above 16 hardly any but the longest rows are left",
     ),

@@ -10,44 +10,71 @@ use serde_json::Value;
 use crate::support::{files, program, root, said, succeed};
 
 /// Small enough for seconds, with checkpoints, validations and all kinds of stages to be cut up.
-const SETTINGS: &[&str] = &[
-    "data.train_per_length=60",
-    "data.validation_per_length=2",
-    "data.test_per_length=4",
-    "model.layers=2",
-    "model.d_model=32",
-    "model.heads=2",
-    "evaluation.timing_questions=2",
-    "evaluation.max_tokens=8",
-    "stages.no_cot.training.steps=60",
-    "stages.no_cot.training.validate_every=25",
-    "stages.no_cot.training.checkpoints={ every = 7, keep_last = 2, keep_at = [20] }",
-    "stages.cot.initialize={ kind = \"stage\", stage = \"no_cot\" }",
-    "stages.cot.training.steps=60",
-    "stages.cot.training.accumulation=2",
-    "stages.cot.training.validate_every=25",
-    "stages.cot.training.checkpoints={ every = 4, keep_last = 3, keep_at = [] }",
-    "stages.latent.training.steps=40",
-    "stages.latent.training.validate_every=15",
-    "stages.latent.training.checkpoints={ every = 6, keep_last = 2, keep_at = [] }",
-    "stages.latent.objective.feeding={ kind = \"corrected\", until = 0.3 }",
-    "stages.latent.objective.exit_dropout={ kind = \"late\", start = 0.5, share = 0.5, \
-     independent = 0.5 }",
-    "stages.system15.training.steps=30",
-    "stages.system15.training.validate_every=12",
-    "stages.system15.training.checkpoints={ every = 5, keep_last = 2, keep_at = [] }",
-];
+const EXPERIMENT: &str = r#"
+data = { kind = "arith-dag", train_per_length = 60, validation_per_length = 2, test_per_length = 4 }
+model = { layers = 2, d_model = 32, heads = 2 }
+evaluation = { timing_questions = 2, max_tokens = 8 }
+positions = "aligned"
+
+[[stages]]
+name = "no_cot"
+objective = { kind = "no-cot" }
+batches = { grouping = "by-length" }
+training = { steps = 60, accumulation = 2, validate_every = 25, checkpoints = { every = 7, keep_last = 2, keep_at = [20] } }
+
+[[stages]]
+name = "cot"
+objective = { kind = "cot" }
+initialize = { kind = "stage", stage = "no_cot" }
+batches = { grouping = "by-length" }
+training = { steps = 60, accumulation = 2, validate_every = 25, checkpoints = { every = 4, keep_last = 3 } }
+
+[[stages]]
+name = "latent"
+initialize = { kind = "stage", stage = "cot" }
+batches = { grouping = "by-length", length_exponent = 2 }
+training = { steps = 40, accumulation = 2, validate_every = 15, checkpoints = { every = 6, keep_last = 2 } }
+
+[stages.objective]
+kind = "align"
+latents = { positions = { kind = "strided", offset = 5, stride = 7 } }
+feeding = { kind = "corrected", until = 0.3 }
+exit_dropout = { kind = "late", start = 0.5, share = 0.5, independent = 0.5 }
+
+[[stages]]
+name = "system15"
+objective = { kind = "shortcut" }
+initialize = { kind = "stage", stage = "latent" }
+batches = { grouping = "by-length" }
+training = { steps = 30, accumulation = 2, validate_every = 12, checkpoints = { every = 5, keep_last = 2 } }
+
+[[stages]]
+name = "joint"
+initialize = { kind = "stage", stage = "cot" }
+batches = { grouping = "by-length" }
+training = { steps = 20, accumulation = 2, validate_every = 8, checkpoints = { every = 3, keep_last = 2 } }
+
+[stages.objective]
+kind = "joint"
+align = { latents = { positions = { kind = "strided", offset = 5, stride = 7 } } }
+shortcut = { trains = "everything", shortcuts = { adapter = { dropout = 0.1 } } }
+"#;
 
 const KILLS: u64 = 10;
 
+/// The command for a run in its own folder below that of the experiment.
 fn arguments(run: &Path) -> Vec<String> {
-    let run = run.to_str().unwrap().to_owned();
-    let mut words: Vec<String> = ["--renderer", "plain", "--run"].map(str::to_owned).into();
-    words.push(run);
-    for setting in SETTINGS {
-        words.extend(["--set".to_owned(), (*setting).to_owned()]);
-    }
-    words
+    let file = run.with_file_name("experiment.toml");
+    let paths = [file.to_str().unwrap(), run.to_str().unwrap()];
+    let words = [
+        "--renderer",
+        "plain",
+        "--config",
+        paths[0],
+        "--run",
+        paths[1],
+    ];
+    words.map(str::to_owned).into()
 }
 
 fn start(run: &Path) -> Child {
@@ -115,6 +142,7 @@ fn random(state: &mut u64) -> u64 {
 #[test]
 fn killed_and_interrupted_runs_end_like_uninterrupted_ones() {
     let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("experiment.toml"), EXPERIMENT).unwrap();
     let whole = folder.path().join("whole");
     let words = arguments(&whole);
     succeed(
@@ -128,6 +156,7 @@ fn killed_and_interrupted_runs_end_like_uninterrupted_ones() {
         "cot/step-00000060",
         "latent/step-00000040",
         "system15/step-00000030",
+        "joint/step-00000020",
     ] {
         for file in ["model.bpk", "optimizer.bpk", "state.json"] {
             let path = Path::new(last).join(file);

@@ -13,6 +13,8 @@ use sesqui_run::{RunPaths, Summary};
 
 use crate::support::{files, program, run, said, succeed};
 
+const JOINT: &str = "experiments/arith-dag/joint.toml";
+
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
@@ -25,6 +27,16 @@ fn dry_run_shows_the_run_and_leaves_nothing() {
         "tokenizer",
         "stage cot: 20 steps",
         "before training: loss",
+    ] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    let out = succeed("train", &["--smoke", "--dry-run", "--config", JOINT]);
+    for part in [
+        "stage joint: 20 steps",
+        "before training: loss",
+        "align/read_out",
+        "shortcut/routers",
+        "parameters in routers and adapters",
     ] {
         assert!(out.contains(part), "{part}: {out}");
     }
@@ -119,6 +131,56 @@ fn a_run_can_be_trained_evaluated_asked_and_exported() {
     grid(path);
     questions(path);
     export(&at, folder.path());
+    joint(&folder.path().join("joint"));
+}
+
+/// Both stages at once leave a model like any other with shortcuts.
+fn joint(at: &Path) {
+    let path = at.to_str().unwrap();
+    let train = [
+        "--smoke",
+        "--renderer",
+        "plain",
+        "--run",
+        path,
+        "--config",
+        JOINT,
+    ];
+    let trained = succeed("train", &train);
+    assert!(trained.contains("joint"), "{trained}");
+    let metrics = std::fs::read_to_string(at.join("metrics.jsonl")).unwrap();
+    let rows: Vec<Value> = metrics
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|row: &Value| row["stage"] == "joint")
+        .collect();
+    assert_eq!(rows.len(), 20 + 2);
+    for row in &rows {
+        let values = &row["values"];
+        let [total, align, shortcut] = [&row["loss"], &values["align"], &values["shortcut"]]
+            .map(|value| value.as_f64().unwrap());
+        // Numbers of order 10 in 32 bits, means of several.
+        assert!((total - align - shortcut).abs() < 1e-5, "{row}");
+        let validation = row["split"] == "validation";
+        assert_eq!(
+            values.get("layer_calls_saved").is_some(),
+            validation,
+            "{row}"
+        );
+    }
+    let again = succeed("train", &train);
+    assert!(again.contains("resuming after step 20"), "{again}");
+
+    let words = ["--stage", "joint", "--timing-questions", "0"];
+    let grid = ["--exit-threshold", "0,1", "--latent-steps", "1,6"];
+    let out = succeed("evaluate", &[&[path], &words[..], &grid].concat());
+    assert!(out.contains("exit threshold \\ latent steps"), "{out}");
+    let asked = [path, "--question", "a=3+5;b=a*2;", "--exit-threshold", "0"];
+    let out = succeed("generate", &asked);
+    assert!(
+        out.contains("handed on to the next step at layer 1"),
+        "{out}"
+    );
 }
 
 /// Stage 2 has the teacher that stage 1 had: the model it started from, or with shared weights the
