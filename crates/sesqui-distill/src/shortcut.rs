@@ -27,7 +27,8 @@ use crate::student::{
 };
 
 pub use config::{
-    CompositionConfig, ShortcutLoss, ShortcutStageConfig, StaircaseConfig, StudentInputs, Trains,
+    CompositionConfig, Leaving, ShortcutLoss, ShortcutStageConfig, StaircaseConfig, StudentInputs,
+    Trains,
 };
 
 /// A student under stage 2.
@@ -221,7 +222,7 @@ impl ShortcutTerms {
             &plan,
             staircase.key_values,
         );
-        let routers = router_loss(&pass, batch, &parts.device());
+        let routers = router_loss(&pass, batch, config.leaving, &parts.device());
         let lesson = self.lesson(batch, &parts.device());
         let outcome = Outcome::new(parts.student, pass, &lesson, batch, |row, slot| {
             plan.slot(row, slot).leave == layers
@@ -328,12 +329,12 @@ impl Exits {
         };
         let mut draws = generator(seed, 0, b"stairsss");
         let kind = uniform(&mut draws);
-        if kind < config.non_critical {
+        if kind < config.planned {
             return Self::Planned(Leaves::new(batch, |label| {
-                (label.and_then(|label| label.critical()) == Some(false)).then_some(1)
+                (label.and_then(|label| config.leaving.wants(label)) == Some(true)).then_some(1)
             }));
         }
-        if kind < config.non_critical + config.random {
+        if kind < config.planned + config.random {
             let probability = uniform(&mut draws);
             return Self::Planned(Leaves::new(batch, |_| {
                 let (draw, at) = (uniform(&mut draws), draws.next_u64());
@@ -368,9 +369,14 @@ fn plan_of(traces: &[Vec<SlotTrace>], layers: usize, landing: Landing) -> ExitPl
     }
 }
 
-/// Mean binary cross-entropy of the routers against `1 - c`, over the boundaries at which a labelled
-/// latent step stood, `[1]`.
-fn router_loss(pass: &StaircasePass, batch: &LatentBatch, device: &Device) -> Tensor<1> {
+/// Mean binary cross-entropy of the routers against which steps are to leave, over the boundaries at
+/// which such a step stood of which that is known, `[1]`.
+fn router_loss(
+    pass: &StaircasePass,
+    batch: &LatentBatch,
+    leaving: Leaving,
+    device: &Device,
+) -> Tensor<1> {
     let cells = batch.batch * batch.slots;
     let mut sum: Option<Tensor<1>> = None;
     let mut count = 0usize;
@@ -379,10 +385,10 @@ fn router_loss(pass: &StaircasePass, batch: &LatentBatch, device: &Device) -> Te
         let mut weights = vec![0.0f32; cells];
         for cell in 0..cells {
             let label = slot_label(batch, cell / batch.slots, cell % batch.slots);
-            let critical = label.and_then(|label| label.critical());
-            if let (true, Some(critical)) = (reached[cell], critical) {
+            let leaves = label.and_then(|label| leaving.wants(label));
+            if let (true, Some(leaves)) = (reached[cell], leaves) {
                 weights[cell] = 1.0;
-                targets[cell] = if critical { 0.0 } else { 1.0 };
+                targets[cell] = if leaves { 1.0 } else { 0.0 };
                 count += 1;
             }
         }

@@ -172,6 +172,9 @@ impl Default for Experiment {
         let no_cot = stage("no_cot", Objective::NoCot, None);
         let mut cot = stage("cot", Objective::Cot, None);
         cot.training.checkpoints.keep_at = vec![250];
+        // Results that are used many steps later are found in long problems only.
+        cot.batches.length_exponent = 2;
+        cot.training.steps = 1_400;
         let mut align = AlignConfig::default();
         // Seven tokens to a step, the result the sixth.
         align.latents.positions = SlotPositions::Strided {
@@ -181,12 +184,14 @@ impl Default for Experiment {
         let mut latent = stage("latent", Objective::Align(align), Some("cot"));
         // Later latent steps are trained by longer problems only.
         latent.batches.length_exponent = 2;
-        latent.training.steps = 3_500;
+        latent.training.steps = 4_000;
         latent.training.learning_rate.decay = Decay::Linear {
             start: 0.4,
             end: 0.05,
         };
-        let shortcut = Objective::Shortcut(ShortcutStageConfig::default());
+        let mut shortcut = ShortcutStageConfig::default();
+        shortcut.shortcuts.router.hidden = 32;
+        let shortcut = Objective::Shortcut(shortcut);
         let mut system15 = stage("system15", shortcut, Some("latent"));
         system15.training.steps = 400;
         Self {

@@ -5,6 +5,8 @@ use sesqui_shortcut::early_exit::EarlyExitConfig;
 use sesqui_shortcut::soft::SoftConfig;
 use sesqui_shortcut::{KeyValueRule, Landing, ShortcutConfig};
 
+use crate::latent::SlotLabel;
+
 /// Stage 2 as a setting.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -57,10 +59,12 @@ pub struct StaircaseConfig {
     pub answer: f64,
     /// Weight of the squared difference to the teacher, at finished latent steps and in the answer.
     pub alignment: f64,
-    /// Weight of the routers' binary cross-entropy against `1 - c`.
+    /// Weight of the routers' binary cross-entropy.
     pub routers: f64,
-    /// Share of batches in which every step that is not critical leaves at boundary 1.
-    pub non_critical: f64,
+    /// Which steps are to leave early: what routers learn, and what `planned` batches do.
+    pub leaving: Leaving,
+    /// Share of batches in which every step that is to leave does so at boundary 1.
+    pub planned: f64,
     /// Share of batches with random exits at random boundaries; in the rest the routers decide.
     pub random: f64,
     /// Exit thresholds that are drawn from where the routers decide.
@@ -73,9 +77,32 @@ impl Default for StaircaseConfig {
             answer: 1.0,
             alignment: 1.0,
             routers: 1.0,
-            non_critical: 0.5,
+            leaving: Leaving::default(),
+            planned: 0.5,
             random: 0.35,
             thresholds: vec![0.3, 0.5, 0.6, 0.8],
+        }
+    }
+}
+
+/// Which steps are to leave early, in training on the hard path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Leaving {
+    /// Those that hold the answer ready. They are what a student can spare whose stage 1 let nothing
+    /// else leave.
+    #[default]
+    Padding,
+    /// All that are not critical, the paper's `1 - c`: independent steps too.
+    NonCritical,
+}
+
+impl Leaving {
+    /// Whether a step of this label is to leave; `None` where nobody knows.
+    pub fn wants(self, label: SlotLabel) -> Option<bool> {
+        match self {
+            Self::Padding => Some(label == SlotLabel::Padding),
+            Self::NonCritical => label.critical().map(|critical| !critical),
         }
     }
 }
@@ -159,11 +186,11 @@ impl ShortcutStageConfig {
             let reason = format!("{threshold} is not in [0, 1]");
             return Some(("loss.thresholds".to_owned(), reason));
         }
-        let rest = 1.0 - config.non_critical - config.random;
+        let rest = 1.0 - config.planned - config.random;
         // Written so that what is not a number is refused too.
-        if !(config.non_critical >= 0.0 && config.random >= 0.0 && rest >= -1e-9) {
+        if !(config.planned >= 0.0 && config.random >= 0.0 && rest >= -1e-9) {
             return Some((
-                "loss.non_critical".to_owned(),
+                "loss.planned".to_owned(),
                 "shares of batches lie in [0, 1] and sum to at most 1, with loss.random".to_owned(),
             ));
         }

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::train::{InferenceStep, TrainStep};
 use sesqui_distill::dropout::adapter_masks;
 use sesqui_distill::rollout::exits_drawn;
-use sesqui_distill::shortcut::{CompositionConfig, ShortcutLoss, StaircaseConfig};
+use sesqui_distill::shortcut::{CompositionConfig, Leaving, ShortcutLoss, StaircaseConfig};
 use sesqui_distill::{LatentBatch, Shortcut, ShortcutStageConfig};
 
 use crate::by_hand::{FAMILIES, Models, all};
@@ -36,7 +36,8 @@ fn masks_hide_their_share_and_scale_the_rest() {
 
 fn losses() -> [ShortcutLoss; 2] {
     let staircase = StaircaseConfig {
-        non_critical: 1.0,
+        leaving: Leaving::NonCritical,
+        planned: 1.0,
         random: 0.0,
         ..StaircaseConfig::default()
     };

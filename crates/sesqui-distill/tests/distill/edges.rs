@@ -166,8 +166,8 @@ fn settings_that_make_no_sense_are_named() {
         };
         config.problem().map(|(key, _)| key)
     };
-    let shares = |non_critical, random, thresholds: &[f64]| StaircaseConfig {
-        non_critical,
+    let shares = |planned, random, thresholds: &[f64]| StaircaseConfig {
+        planned,
         random,
         thresholds: thresholds.to_vec(),
         ..StaircaseConfig::default()
@@ -175,18 +175,18 @@ fn settings_that_make_no_sense_are_named() {
     assert_eq!(staircase(StaircaseConfig::default()), None);
     for share in [f64::NAN, 1.5, -0.1] {
         let found = staircase(shares(share, 0.1, &[0.5]));
-        assert_eq!(found.as_deref(), Some("loss.non_critical"), "{share}");
+        assert_eq!(found.as_deref(), Some("loss.planned"), "{share}");
         let found = staircase(shares(0.1, share, &[0.5]));
-        assert_eq!(found.as_deref(), Some("loss.non_critical"), "{share}");
+        assert_eq!(found.as_deref(), Some("loss.planned"), "{share}");
     }
     assert_eq!(staircase(shares(0.6, 0.4, &[])), None);
     assert_eq!(
         staircase(shares(0.6, 0.5, &[0.5])).as_deref(),
-        Some("loss.non_critical")
+        Some("loss.planned")
     );
     assert_eq!(
         staircase(shares(-0.1, 0.5, &[0.5])).as_deref(),
-        Some("loss.non_critical")
+        Some("loss.planned")
     );
     assert_eq!(
         staircase(shares(0.5, 0.4, &[])).as_deref(),

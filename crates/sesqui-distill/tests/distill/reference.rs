@@ -6,7 +6,7 @@ use sesqui_distill::align::{AlignConfig, AlignWeights, Teacher};
 use sesqui_distill::latent::{Correction, LatentBatch, SlotLabel};
 use sesqui_distill::loss::hidden_states;
 use sesqui_distill::rollout::{ExitDropout, Leaves};
-use sesqui_distill::shortcut::{ShortcutLoss, StaircaseConfig};
+use sesqui_distill::shortcut::{Leaving, ShortcutLoss, StaircaseConfig};
 use sesqui_distill::student::{Staircase, own_inputs, staircase_inputs};
 use sesqui_distill::{Align, Rollout, Shortcut, ShortcutStageConfig};
 use sesqui_shortcut::walk::ExitRule;
@@ -319,7 +319,8 @@ fn the_staircase_learns_from_what_finished_and_from_labels() {
             answer: 0.6,
             alignment: 1.7,
             routers: 0.8,
-            non_critical: 1.0,
+            leaving: Leaving::NonCritical,
+            planned: 1.0,
             random: 0.0,
             thresholds: Vec::new(),
         };

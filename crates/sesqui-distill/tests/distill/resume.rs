@@ -8,7 +8,7 @@ use sesqui_dataset::batch::BatchConfig;
 use sesqui_distill::align::{AlignConfig, Teacher};
 use sesqui_distill::latent::Padding;
 use sesqui_distill::rollout::{ExitDropout, Feeding, exits_drawn, rollout};
-use sesqui_distill::shortcut::{CompositionConfig, ShortcutLoss, StaircaseConfig, Trains};
+use sesqui_distill::shortcut::{CompositionConfig, Leaving, ShortcutLoss, StaircaseConfig, Trains};
 use sesqui_distill::{
     Align, Joint, JointBatch, JointBatches, JointConfig, LatentBatch, LatentBatches, Rollout,
     Shortcut, ShortcutStageConfig,
@@ -218,7 +218,8 @@ fn stage_1_ends_in_the_same_bytes() {
 #[test]
 fn stage_2_ends_in_the_same_bytes() {
     let staircase = ShortcutLoss::Staircase(StaircaseConfig {
-        non_critical: 0.3,
+        leaving: Leaving::NonCritical,
+        planned: 0.3,
         random: 0.3,
         ..StaircaseConfig::default()
     });

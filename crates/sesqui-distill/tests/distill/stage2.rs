@@ -3,7 +3,7 @@
 use burn::optim::AdamWConfig;
 use burn::train::{InferenceStep, TrainStep};
 use sesqui_distill::rollout::exits_drawn;
-use sesqui_distill::shortcut::{CompositionConfig, ShortcutLoss, StaircaseConfig, Trains};
+use sesqui_distill::shortcut::{CompositionConfig, Leaving, ShortcutLoss, StaircaseConfig, Trains};
 use sesqui_distill::{Shortcut, ShortcutStageConfig};
 use sesqui_shortcut::EarlyExitConfig;
 use sesqui_shortcut::early_exit::Composed;
@@ -12,7 +12,8 @@ use crate::support::{Data, LAYERS, measured, moved, parameters, shaken, tracked,
 
 fn losses() -> [ShortcutLoss; 2] {
     let staircase = StaircaseConfig {
-        non_critical: 0.3,
+        leaving: Leaving::NonCritical,
+        planned: 0.3,
         random: 0.4,
         ..StaircaseConfig::default()
     };
@@ -86,7 +87,8 @@ fn shortcuts_move_and_the_student_stays_bit_for_bit() {
 fn a_batch_that_teaches_nothing_moves_nothing() {
     let loss = StaircaseConfig {
         routers: 0.0,
-        non_critical: 0.0,
+        leaving: Leaving::NonCritical,
+        planned: 0.0,
         random: 0.0,
         thresholds: vec![1.0],
         ..StaircaseConfig::default()
