@@ -17,7 +17,7 @@ impl Default for ReasoningConfig {
     fn default() -> Self {
         Self {
             latent_steps: 0,
-            exit_threshold: 0.8,
+            exit_threshold: 0.6,
         }
     }
 }

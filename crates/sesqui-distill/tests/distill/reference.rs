@@ -164,11 +164,13 @@ struct Loops {
 }
 
 impl Loops {
+    /// `also` is what routers are to let leave beside padding.
     fn new(
         models: &Models,
         shortcuts: Option<&Shortcuts>,
         batch: &LatentBatch,
         leaves: &Leaves,
+        also: Option<SlotLabel>,
     ) -> Self {
         let decide = |row: usize, slot: usize, boundary: usize| leaves.leaves(row, slot, boundary);
         let rule = ExitRule::Plan {
@@ -229,9 +231,10 @@ impl Loops {
                 let (row, slot) = (cell / batch.slots, cell % batch.slots);
                 let stands = plan.slot(row, slot);
                 let target = match batch.labels[row * (batch.slots + 1) + slot + 1] {
-                    Some(SlotLabel::Critical) => 0.0,
-                    Some(SlotLabel::Independent | SlotLabel::Padding) => 1.0,
-                    Some(SlotLabel::Unlabelled) | None => continue,
+                    Some(label) if label == SlotLabel::Padding || Some(label) == also => 1.0,
+                    Some(SlotLabel::Unlabelled) if also.is_some() => continue,
+                    Some(_) => 0.0,
+                    None => continue,
                 };
                 if stands.enter <= *boundary && *boundary <= stands.leave {
                     let w = 1.0 / (1.0 + (-f64::from(logit)).exp());
@@ -281,7 +284,7 @@ fn exit_dropout_leaves_unfinished_steps_without_a_target() {
                 exits: Some(seed),
             });
             let leaves = Leaves::dropout(&batch, seed, 1.0);
-            let loops = Loops::new(&here, None, &batch, &leaves);
+            let loops = Loops::new(&here, None, &batch, &leaves, None);
             let parts = [
                 loops.answer,
                 loops.answer_alignment,
@@ -310,7 +313,13 @@ fn exit_dropout_leaves_unfinished_steps_without_a_target() {
 
 #[test]
 fn the_staircase_learns_from_what_finished_and_from_labels() {
-    for family in FAMILIES {
+    let independent = Some(SlotLabel::Independent);
+    for (family, leaving, also, unfinished) in FAMILIES.into_iter().flat_map(|family| {
+        [
+            (family, Leaving::NonCritical, independent, 7),
+            (family, Leaving::Padding, None, 5),
+        ]
+    }) {
         let (here, there) = (
             Models::new(family, &plain()),
             Models::new(family, &tracked()),
@@ -319,7 +328,7 @@ fn the_staircase_learns_from_what_finished_and_from_labels() {
             answer: 0.6,
             alignment: 1.7,
             routers: 0.8,
-            leaving: Leaving::NonCritical,
+            leaving,
             planned: 1.0,
             random: 0.0,
             thresholds: Vec::new(),
@@ -333,9 +342,9 @@ fn the_staircase_learns_from_what_finished_and_from_labels() {
             exits: Some(11),
         });
         let leaves = Leaves::new(&batch, |label| {
-            matches!(label, Some(SlotLabel::Independent | SlotLabel::Padding)).then_some(1)
+            (label == Some(SlotLabel::Padding) || (label.is_some() && label == also)).then_some(1)
         });
-        let loops = Loops::new(&here, Some(&here.shortcuts), &batch, &leaves);
+        let loops = Loops::new(&here, Some(&here.shortcuts), &batch, &leaves, also);
         let alignment = loops.reasoning_alignment + loops.answer_alignment;
         let total = 0.6 * loops.answer + 1.7 * alignment + 0.8 * loops.routers;
         let model = Shortcut::new(
@@ -348,7 +357,7 @@ fn the_staircase_learns_from_what_finished_and_from_labels() {
         let validated = InferenceStep::step(&model.valid(), batch.clone()).losses;
         assert_same(&trained, &values(validated));
         let expected = [total, loops.answer, alignment, loops.routers];
-        assert_losses(&format!("{family:?}"), &trained, &expected);
-        assert_eq!(loops.unfinished, 7);
+        assert_losses(&format!("{family:?}, {leaving:?}"), &trained, &expected);
+        assert_eq!(loops.unfinished, unfinished);
     }
 }
