@@ -20,6 +20,8 @@ mod loss;
 mod overfit;
 #[path = "inference/prompts.rs"]
 mod prompts;
+#[path = "inference/refine.rs"]
+mod refine;
 #[path = "inference/scoring.rs"]
 mod scoring;
 #[path = "inference/support.rs"]

@@ -22,6 +22,7 @@ pub mod opened;
 pub mod output;
 pub mod provenance;
 pub mod reasoning;
+pub mod refinement;
 pub mod reopened;
 pub mod screen;
 pub mod show;

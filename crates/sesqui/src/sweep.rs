@@ -76,6 +76,7 @@ impl Sweep {
                 let reasoning = ReasoningConfig {
                     exit_threshold,
                     latent_steps,
+                    ..base.clone()
                 };
                 let name = format!(
                     "{} exit_threshold={exit_threshold} latent_steps={latent_steps}",

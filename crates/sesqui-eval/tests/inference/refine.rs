@@ -1,0 +1,960 @@
+//! Refinement of latents against the same written out for one row, without caches of the strong and the
+//! weak model, and against finite differences of what it is to descend.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use sesqui_eval::{LatentMethod, Method};
+use sesqui_model::latent::SlotPositions;
+use sesqui_model::{Family, KvCache, LatentTransformer, Transformer, Visibility};
+use sesqui_reason::refine::{
+    AuxiliaryWork, Context, Contrastive, Direction, LayerRuns, Norm, Order, Residual, Scaling,
+    Search, Sign, gated,
+};
+use sesqui_reason::{
+    Calibration, Calibrator, LatentDecoded, LatentDecoding, PromptError, References, RefineConfig,
+    Refinement, latent, latent_refined, observe,
+};
+use sesqui_shortcut::{ExitRule, KeyValueRule, Landing};
+
+use crate::alone::{Alone, LAYERS, Leave, alone_refined, decoding, deep, latent_model};
+use crate::support::{FAMILIES, Questions, VOCABULARY, integers, plain, prompt, questions, values};
+
+const WIDTH: usize = 16;
+/// States are of size 1 in each of 16 entries. Two routes differ by rounding, about 1e-6, which six
+/// steps with directions of size 1 carry on.
+const CLOSE: f32 = 5e-5;
+const STEPS: usize = 4;
+
+fn references(family: Family, strong: u64, weak: u64) -> References {
+    let model = |seed| Transformer::new(&deep(family), VOCABULARY, seed, &plain()).unwrap();
+    References {
+        strong: model(strong),
+        weak: model(weak),
+    }
+}
+
+fn search(change: impl FnOnce(&mut Search)) -> RefineConfig {
+    let mut search = Search {
+        size: 0.3,
+        start: 0,
+        ..Search::default()
+    };
+    change(&mut search);
+    RefineConfig {
+        contrastive: Contrastive::Search(search),
+        ..RefineConfig::default()
+    }
+}
+
+fn blend(alpha: f64, norm: Norm, start: usize) -> Residual {
+    Residual::Blend { alpha, norm, start }
+}
+
+fn three() -> Questions {
+    questions(&[2, 7, 4], &[0, 0, 3])
+}
+
+fn plan(questions: &Questions, steps: usize) -> LatentDecoding<'static> {
+    let ends = questions.iter().map(|(_, positions)| positions.last());
+    let starts: Vec<i32> = ends.map(|last| last.unwrap() + 1).collect();
+    decoding(steps, &starts, &[11, 4], Landing::SameBoundary)
+}
+
+/// Different in every row; each row leaves somewhere.
+fn told(row: usize, slot: usize, boundary: usize) -> bool {
+    (row * 5 + slot * 3 + boundary) % 4 == 1
+}
+
+fn bits(states: &[Tensor<3>]) -> Vec<u32> {
+    let states = states.iter().flat_map(|state| values(state.clone()));
+    states.map(f32::to_bits).collect()
+}
+
+/// An orthonormal basis of three dimensions: three of the axes, turned.
+fn basis() -> Tensor<2> {
+    let (c, s) = (0.6, 0.8);
+    let mut entries = vec![0.0f32; WIDTH * 3];
+    for (row, column, value) in [(0, 0, c), (5, 0, s), (0, 1, -s), (5, 1, c), (9, 2, 1.0)] {
+        entries[row * 3 + column] = value;
+    }
+    Tensor::from_data(TensorData::new(entries, [WIDTH, 3]), &plain())
+}
+
+/// Refinement of one row as the paper's formulas say it, every output of the two models out of a whole
+/// sequence.
+struct ByHand<'a> {
+    model: &'a LatentTransformer,
+    references: &'a References,
+    config: &'a RefineConfig,
+    calibration: Option<&'a Calibration>,
+    question: &'a (Vec<i32>, Vec<i32>),
+    /// Keeps latents as they were before refinement where the two models see them later: what must not
+    /// be.
+    keeps_raw: bool,
+    fed: Option<Tensor<3>>,
+    kept: Vec<(Tensor<3>, i32)>,
+    work: AuxiliaryWork,
+    differences: Vec<Vec<f32>>,
+}
+
+impl<'a> ByHand<'a> {
+    fn new(
+        model: &'a LatentTransformer,
+        references: &'a References,
+        config: &'a RefineConfig,
+        question: &'a (Vec<i32>, Vec<i32>),
+    ) -> Self {
+        let mut work = AuxiliaryWork::default();
+        if config.needs_references() && sight(config) == Context::Own {
+            for keys in 1..=question.0.len() {
+                work.question.calls += 2 * LAYERS;
+                work.question.keys += 2 * LAYERS * keys;
+            }
+        }
+        Self {
+            model,
+            references,
+            config,
+            calibration: None,
+            question,
+            keeps_raw: false,
+            fed: None,
+            kept: Vec::new(),
+            work,
+            differences: Vec::new(),
+        }
+    }
+
+    fn refine(&mut self, slot: usize, at: i32, latent: Tensor<3>, cache: &KvCache) -> Tensor<3> {
+        let raw = latent.clone();
+        let mut latent = latent;
+        let parts = match self.config.order {
+            Order::ResidualFirst => ["blend", "search"],
+            Order::ContrastiveFirst => ["search", "blend"],
+        };
+        for part in parts {
+            latent = match part {
+                "blend" => self.blend(slot, latent),
+                _ => self.search(slot, at, latent, cache),
+            };
+        }
+        self.fed = Some(latent.clone());
+        if self.config.needs_references() && sight(self.config) == Context::Own && slot + 1 < STEPS
+        {
+            self.work.mapped += 1;
+            self.count(
+                &vec![self.question.0.len() + self.kept.len() + 1; LAYERS],
+                false,
+            );
+        }
+        let keep = if self.keeps_raw { raw } else { latent.clone() };
+        self.kept.push((keep, at));
+        latent
+    }
+
+    fn count(&mut self, keys: &[usize], back: bool) {
+        let keys: usize = keys.iter().sum();
+        let add = |runs: &mut LayerRuns, times: usize| {
+            runs.calls += 2 * LAYERS;
+            runs.keys += 2 * times * keys;
+        };
+        add(&mut self.work.latents, 1);
+        if back {
+            add(&mut self.work.backward, 2);
+        }
+    }
+
+    fn blend(&self, slot: usize, latent: Tensor<3>) -> Tensor<3> {
+        let Residual::Blend { alpha, norm, start } = self.config.residual else {
+            return latent;
+        };
+        let Some(fed) = self.fed.clone().filter(|_| slot >= start) else {
+            return latent;
+        };
+        let (old, new) = (values(fed), values(latent));
+        let alpha = alpha as f32;
+        let mixed = old
+            .iter()
+            .zip(&new)
+            .map(|(old, new)| alpha * old + (1.0 - alpha) * new);
+        let mut mixed: Vec<f32> = mixed.collect();
+        if norm == Norm::Kept {
+            let scale = length(&new) / length(&mixed);
+            mixed.iter_mut().for_each(|x| *x *= scale);
+        }
+        row(&mixed)
+    }
+
+    fn search(&mut self, slot: usize, at: i32, latent: Tensor<3>, cache: &KvCache) -> Tensor<3> {
+        let Contrastive::Search(search) = &self.config.contrastive else {
+            return latent;
+        };
+        if slot < search.start {
+            return latent;
+        }
+        let step = search.step(WIDTH) as f32;
+        let mut latent = values(latent);
+        for _ in 0..search.inner_steps {
+            let here = row(&latent);
+            let direction = match (search.direction, self.calibration) {
+                (Direction::Constant, _) => self.difference(here, at, cache, false),
+                (Direction::Gated { .. }, Some(Calibration::Subspace(basis))) => {
+                    self.work.projected += basis.dims()[1];
+                    projected(
+                        &values(basis.clone()),
+                        &self.difference(here, at, cache, false),
+                    )
+                }
+                (Direction::Mean, Some(Calibration::Mean(mean))) => values(mean.clone()),
+                (Direction::Differentiated, _) => {
+                    self.work.mapped += 3;
+                    let _counted = self.difference(here, at, cache, true);
+                    self.slope(&latent, at, cache)
+                        .iter()
+                        .map(|x| -0.5 * x)
+                        .collect()
+                }
+                _ => panic!("no calibration"),
+            };
+            for (x, y) in latent.iter_mut().zip(direction) {
+                *x += step * y;
+            }
+        }
+        row(&latent)
+    }
+
+    fn difference(&mut self, latent: Tensor<3>, at: i32, cache: &KvCache, back: bool) -> Vec<f32> {
+        let keys: Vec<usize> = match sight(self.config) {
+            Context::Own => vec![self.question.0.len() + self.kept.len() + 1; LAYERS],
+            Context::Shared => cache.lengths().iter().map(|length| length + 1).collect(),
+            Context::None => vec![1; LAYERS],
+        };
+        self.work.mapped += 1;
+        self.count(&keys, back);
+        let [strong, weak] = self.outputs(latent, at, cache);
+        let difference: Vec<f32> = strong.iter().zip(&weak).map(|(g, b)| g - b).collect();
+        self.differences.push(difference.clone());
+        difference
+    }
+
+    fn outputs(&self, latent: Tensor<3>, at: i32, cache: &KvCache) -> [Vec<f32>; 2] {
+        [&self.references.strong, &self.references.weak]
+            .map(|model| self.output(model, latent.clone(), at, cache))
+    }
+
+    /// What `model` makes of `latent`, its state after the final norm.
+    fn output(&self, model: &Transformer, latent: Tensor<3>, at: i32, cache: &KvCache) -> Vec<f32> {
+        let embedded = self.model.latent_embeddings(latent);
+        if sight(self.config) == Context::Shared {
+            let at = integers(&[at], [1, 1], &plain());
+            let mut cache = cache.clone();
+            let hidden = model.with_positions(embedded, at.clone());
+            let hidden = model.run_layers_cached(0..LAYERS, hidden, at, &[true], &mut cache);
+            return values(model.final_norm(hidden));
+        }
+        let (mut inputs, mut positions) = (Vec::new(), Vec::new());
+        if sight(self.config) == Context::Own {
+            let (ids, at) = self.question;
+            inputs.push(model.token_embeddings(integers(ids, [1, ids.len()], &plain())));
+            positions.extend(at);
+            for (latent, at) in &self.kept {
+                inputs.push(self.model.latent_embeddings(latent.clone()));
+                positions.push(*at);
+            }
+        }
+        inputs.push(embedded);
+        positions.push(at);
+        let seq = positions.len();
+        let positions = integers(&positions, [1, seq], &plain());
+        let hidden = model.with_positions(Tensor::cat(inputs, 1), positions.clone());
+        let context = model.context(positions, Visibility::causal(seq, &plain()));
+        let states = model.states(hidden, &context);
+        values(states.narrow(1, seq - 1, 1))
+    }
+
+    /// Gradient of `|strong(h) - h|^2 - |weak(h) - h|^2` by central differences.
+    fn slope(&self, latent: &[f32], at: i32, cache: &KvCache) -> Vec<f32> {
+        let objective = |latent: &[f32]| -> f64 {
+            let [strong, weak] = self.outputs(row(latent), at, cache);
+            margin(latent, &strong, &weak)
+        };
+        slope(latent, objective)
+    }
+}
+
+/// `|strong - h|^2 - |weak - h|^2`.
+fn margin(latent: &[f32], strong: &[f32], weak: &[f32]) -> f64 {
+    let entries = latent.iter().zip(strong).zip(weak);
+    let entry = |((h, g), b): ((&f32, &f32), &f32)| {
+        let (h, g, b) = (f64::from(*h), f64::from(*g), f64::from(*b));
+        (g - h).powi(2) - (b - h).powi(2)
+    };
+    entries.map(entry).sum()
+}
+
+fn slope(at: &[f32], objective: impl Fn(&[f32]) -> f64) -> Vec<f32> {
+    // Rounding of the objective, 1e-6 of about 30, over this: 1e-3; the third derivative times its
+    // square: less.
+    const STEP: f32 = 0.02;
+    let side = |entry: usize, step: f32| {
+        let mut at = at.to_vec();
+        at[entry] += step;
+        objective(&at)
+    };
+    let entries = 0..at.len();
+    let quotient = |entry| (side(entry, STEP) - side(entry, -STEP)) / f64::from(2.0 * STEP);
+    entries.map(|entry| quotient(entry) as f32).collect()
+}
+
+/// `gamma * P d` one entry after another; `basis` row-major `[16, 3]`.
+fn projected(basis: &[f32], difference: &[f32]) -> Vec<f32> {
+    let rank = basis.len() / WIDTH;
+    let mut inside = vec![0.0; WIDTH];
+    for of in 0..rank {
+        let along: f32 = (0..WIDTH)
+            .map(|i| basis[i * rank + of] * difference[i])
+            .sum();
+        (0..WIDTH).for_each(|i| inside[i] += along * basis[i * rank + of]);
+    }
+    let gate = length(&inside) / length(difference);
+    inside.iter().map(|x| gate * x).collect()
+}
+
+fn length(of: &[f32]) -> f32 {
+    of.iter().map(|x| x * x).sum::<f32>().sqrt()
+}
+
+fn row(of: &[f32]) -> Tensor<3> {
+    Tensor::from_data(TensorData::new(of.to_vec(), [1, 1, of.len()]), &plain())
+}
+
+fn sight(config: &RefineConfig) -> Context {
+    config
+        .search()
+        .map_or(Context::None, |search| search.context)
+}
+
+/// Everything that can be asked for, with what it is calibrated to.
+fn variants() -> Vec<(RefineConfig, Option<Calibration>)> {
+    let mean: Vec<f32> = (0..WIDTH).map(|i| (i as f32).sin()).collect();
+    let mean = Calibration::Mean(Tensor::from_data(mean.as_slice(), &plain()));
+    let both = |order| RefineConfig {
+        residual: blend(0.3, Norm::Free, 1),
+        order,
+        ..search(|search| search.start = 1)
+    };
+    let residual = |residual| RefineConfig {
+        residual,
+        ..RefineConfig::default()
+    };
+    let gated = search(|search| search.direction = Direction::Gated { variance: 0.9 });
+    vec![
+        (residual(blend(0.4, Norm::Free, 1)), None),
+        (residual(blend(0.4, Norm::Kept, 2)), None),
+        (search(|_| ()), None),
+        (search(|search| search.inner_steps = 3), None),
+        (search(|search| search.context = Context::Shared), None),
+        (search(|search| search.context = Context::None), None),
+        (search(|search| search.sign = Sign::Printed), None),
+        (both(Order::ResidualFirst), None),
+        (both(Order::ContrastiveFirst), None),
+        (gated, Some(Calibration::Subspace(basis()))),
+        (
+            search(|search| search.direction = Direction::Mean),
+            Some(mean),
+        ),
+    ]
+}
+
+/// Whether a row's states are those found by hand.
+fn same_states(decoded: &LatentDecoded, row: usize, expected: &Alone) -> Result<(), String> {
+    for (step, (found, expected)) in decoded.states.iter().zip(&expected.states).enumerate() {
+        let found = values(found.clone());
+        for (found, expected) in found[row * WIDTH..].iter().zip(expected) {
+            if (found - expected).abs() > CLOSE {
+                return Err(format!("after {step} slots: {found} and {expected}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Together, wider and alone against by hand; with and without exits.
+#[test]
+fn together_alone_and_by_hand() {
+    for family in FAMILIES {
+        let (model, shortcuts) = latent_model(family, 3, 0);
+        let references = references(family, 21, 22);
+        let questions = three();
+        let plan_of = |questions: &Questions| plan(questions, STEPS);
+        for (config, calibration) in &variants() {
+            for exits in [false, true] {
+                let run = |questions: &Questions, width: usize, names: &[usize]| {
+                    let leaves =
+                        |row: usize, slot: usize, boundary: usize| told(names[row], slot, boundary);
+                    let rule = match exits {
+                        false => ExitRule::Full,
+                        true => ExitRule::Plan {
+                            shortcuts: Some(&shortcuts),
+                            leaves: &leaves,
+                        },
+                    };
+                    let refinement = Refinement {
+                        config,
+                        references: Some(&references),
+                        calibration: calibration.as_ref(),
+                    };
+                    latent_refined(
+                        &model,
+                        rule,
+                        KeyValueRule::Holes,
+                        &prompt(questions, width, 3),
+                        &plan_of(questions),
+                        &refinement,
+                        &plain(),
+                    )
+                    .unwrap()
+                };
+                let names: Vec<usize> = (0..questions.len()).collect();
+                let together = run(&questions, 7, &names);
+                let wider = run(&questions, 10, &names);
+                for (row, question) in questions.iter().enumerate() {
+                    let what = format!("{family:?}, {config:?}, exits {exits}, row {row}");
+                    let told = |slot: usize, boundary: usize| told(row, slot, boundary);
+                    let (leave, used) = match exits {
+                        false => (Leave::Never, None),
+                        true => (Leave::Told(&told), Some(&shortcuts)),
+                    };
+                    let by_hand = |keeps_raw: bool| {
+                        let mut hand = ByHand::new(&model, &references, config, question);
+                        hand.calibration = calibration.as_ref();
+                        hand.keeps_raw = keeps_raw;
+                        let mut refine = |slot, at, latent, cache: &KvCache| {
+                            hand.refine(slot, at, latent, cache)
+                        };
+                        let rule = (leave, KeyValueRule::Holes);
+                        let plan = plan_of(&questions);
+                        let found =
+                            alone_refined(&model, used, rule, question, &plan, row, &mut refine);
+                        (found, hand.work)
+                    };
+                    let (expected, work) = by_hand(false);
+                    let single = vec![question.clone()];
+                    let one = run(&single, question.0.len(), &[row]);
+                    for (decoded, row) in [(&together, row), (&wider, row), (&one, 0)] {
+                        same_states(decoded, row, &expected)
+                            .unwrap_or_else(|reason| panic!("{what}: {reason}"));
+                        assert_eq!(decoded.rows[row].tokens, expected.tokens, "{what}");
+                        assert_eq!(decoded.rows[row].auxiliary, work, "{what}");
+                    }
+                    // The two models see refined latents, and it makes a difference.
+                    if config.needs_references() && sight(config) == Context::Own && !exits {
+                        let (raw, _) = by_hand(true);
+                        assert!(same_states(&together, row, &raw).is_err(), "{what}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Zero step sizes, and models that are the same, are plain latents to the bit.
+#[test]
+fn nothing_to_do_is_plain_decoding_bit_for_bit() {
+    for family in FAMILIES {
+        let (model, shortcuts) = latent_model(family, 4, 0);
+        let hosts = shortcuts.routers_on_host();
+        let questions = three();
+        let (asked, plan) = (prompt(&questions, 8, 0), plan(&questions, STEPS));
+        let same = references(family, 23, 23);
+        let subspace = Calibration::Subspace(basis());
+        let nothing = |change: fn(&mut Search)| RefineConfig {
+            residual: blend(0.0, Norm::Kept, 1),
+            ..search(change)
+        };
+        let still = [
+            RefineConfig::default(),
+            nothing(|search| search.size = 0.0),
+            nothing(|_| ()),
+            nothing(|search| search.inner_steps = 2),
+            nothing(|search| search.context = Context::Shared),
+            nothing(|search| search.context = Context::None),
+            nothing(|search| search.direction = Direction::Differentiated),
+            nothing(|search| search.direction = Direction::Gated { variance: 0.5 }),
+        ];
+        let leaves = |row: usize, slot: usize, boundary: usize| told(row, slot, boundary);
+        for rule in [
+            ExitRule::Full,
+            ExitRule::Routers {
+                shortcuts: &shortcuts,
+                hosts: &hosts,
+                threshold: 0.5,
+            },
+            ExitRule::Plan {
+                shortcuts: None,
+                leaves: &leaves,
+            },
+        ] {
+            for key_values in [KeyValueRule::Holes, KeyValueRule::Fill] {
+                let usual = latent(&model, rule, key_values, &asked, &plan, &plain()).unwrap();
+                assert!(usual.unrefined.is_empty());
+                for config in &still {
+                    let refinement = Refinement {
+                        config,
+                        references: Some(&same),
+                        calibration: Some(&subspace),
+                    };
+                    let found = latent_refined(
+                        &model,
+                        rule,
+                        key_values,
+                        &asked,
+                        &plan,
+                        &refinement,
+                        &plain(),
+                    )
+                    .unwrap();
+                    assert_eq!(bits(&found.states), bits(&usual.states), "{config:?}");
+                    for (found, usual) in found.rows.iter().zip(&usual.rows) {
+                        assert_eq!((&found.tokens, &found.slots), (&usual.tokens, &usual.slots));
+                        let works = config.search().is_some();
+                        assert_eq!(found.auxiliary != AuxiliaryWork::default(), works);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A single step of each direction against finite differences of the objective: with constant outputs
+/// the closed form, else through both models.
+#[test]
+fn directions_descend_the_objective() {
+    for family in FAMILIES {
+        let (model, _) = latent_model(family, 6, 0);
+        let references = references(family, 31, 32);
+        let questions = questions(&[5], &[0]);
+        for context in [Context::Own, Context::Shared, Context::None] {
+            for direction in [Direction::Constant, Direction::Differentiated] {
+                let config = search(|search| {
+                    (search.context, search.direction) = (context, direction);
+                });
+                let refinement = Refinement {
+                    config: &config,
+                    references: Some(&references),
+                    calibration: None,
+                };
+                let plan = plan(&questions, 1);
+                let found = latent_refined(
+                    &model,
+                    ExitRule::Full,
+                    KeyValueRule::Holes,
+                    &prompt(&questions, 5, 0),
+                    &plan,
+                    &refinement,
+                    &plain(),
+                )
+                .unwrap();
+                let hand = ByHand::new(&model, &references, &config, &questions[0]);
+                let mut expected = Vec::new();
+                let mut constant = Vec::new();
+                let mut gap = 0.0;
+                let mut look = |_: usize, at: i32, latent: Tensor<3>, cache: &KvCache| {
+                    let [strong, weak] = hand.outputs(latent.clone(), at, cache);
+                    let here = values(latent.clone());
+                    gap = strong
+                        .iter()
+                        .zip(&weak)
+                        .map(|(g, b)| f64::from(g - b).powi(2))
+                        .sum();
+                    constant = slope(&here, |h| margin(h, &strong, &weak));
+                    expected = match direction {
+                        Direction::Constant => constant.clone(),
+                        _ => hand.slope(&here, at, cache),
+                    };
+                    latent
+                };
+                let rule = (Leave::Never, KeyValueRule::Holes);
+                alone_refined(&model, None, rule, &questions[0], &plan, 0, &mut look);
+                let (before, after) = (&found.unrefined[0], &found.states[0]);
+                let moved = values(after.clone() - before.clone());
+                // Entries of the direction are of size 1; see `slope`.
+                for (moved, expected) in moved.iter().zip(&expected) {
+                    let descent = -0.5 * expected;
+                    assert!(
+                        (moved / 0.3 - descent).abs() < 0.01,
+                        "{family:?} {context:?} {direction:?}: {} {descent}",
+                        moved / 0.3
+                    );
+                }
+                let apart = expected.iter().zip(&constant).map(|(a, b)| (a - b).abs());
+                let apart = apart.fold(0.0, f32::max);
+                if direction == Direction::Differentiated {
+                    assert!(apart > 0.1, "the two directions are the same: {apart}");
+                    continue;
+                }
+                // The objective is linear in the latent: -step * 2 |g - b|^2 before the mean.
+                let hand_margin = |latent: &Tensor<3>| {
+                    let latent = values(latent.clone());
+                    latent
+                        .iter()
+                        .zip(&constant)
+                        .map(|(h, s)| f64::from(h * s))
+                        .sum::<f64>()
+                };
+                let change = hand_margin(after) - hand_margin(before);
+                assert!(
+                    (change + 0.3 * 2.0 * gap).abs() < 0.01 * gap,
+                    "{change} {gap}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn signs_and_scalings_move_as_named() {
+    let (model, _) = latent_model(Family::Gpt2, 6, 0);
+    let references = references(Family::Gpt2, 31, 32);
+    let questions = three();
+    let run = |config: &RefineConfig| {
+        let refinement = Refinement {
+            config,
+            references: Some(&references),
+            calibration: None,
+        };
+        let (asked, plan) = (prompt(&questions, 7, 0), plan(&questions, 1));
+        let holes = KeyValueRule::Holes;
+        latent_refined(
+            &model,
+            ExitRule::Full,
+            holes,
+            &asked,
+            &plan,
+            &refinement,
+            &plain(),
+        )
+        .unwrap()
+    };
+    let intended = run(&search(|_| ()));
+    let printed = run(&search(|search| search.sign = Sign::Printed));
+    let negative = run(&search(|search| search.size = -0.3));
+    assert_eq!(bits(&printed.states), bits(&negative.states));
+    let moved = |of: &LatentDecoded| values(of.states[0].clone() - of.unrefined[0].clone());
+    for (there, back) in moved(&intended).iter().zip(moved(&printed)) {
+        // Each of two sums is rounded.
+        assert!((there + back).abs() < 1e-6, "{there} {back}");
+    }
+    // 2 / 16 of 8 times as much, all powers of two.
+    let mean = run(&search(|search| {
+        (search.scaling, search.size) = (Scaling::Mean, 8.0 * search.size);
+    }));
+    assert_eq!(bits(&mean.states), bits(&intended.states));
+}
+
+#[test]
+fn a_memory_rate_of_one_feeds_one_vector() {
+    let (model, _) = latent_model(Family::Llama, 2, 0);
+    let questions = three();
+    let (asked, plan) = (prompt(&questions, 7, 0), plan(&questions, 5));
+    let config = |start| RefineConfig {
+        residual: blend(1.0, Norm::Free, start),
+        ..RefineConfig::default()
+    };
+    let run = |config: &RefineConfig| {
+        let refinement = Refinement {
+            config,
+            references: None,
+            calibration: None,
+        };
+        let holes = KeyValueRule::Holes;
+        latent_refined(
+            &model,
+            ExitRule::Full,
+            holes,
+            &asked,
+            &plan,
+            &refinement,
+            &plain(),
+        )
+        .unwrap()
+    };
+    let (first, third) = (run(&config(1)), run(&config(3)));
+    for slot in 1..5 {
+        let one = bits(&first.states[..1]);
+        assert_eq!(bits(&first.states[slot..=slot]), one, "{slot}");
+        assert_eq!(
+            bits(&third.states[slot..=slot]) == bits(&third.states[2..3]),
+            slot >= 2
+        );
+    }
+    // The first latent of all is as it came.
+    assert_eq!(bits(&first.states[..1]), bits(&first.unrefined[..1]));
+}
+
+#[test]
+fn gates_are_shares_of_a_norm() {
+    let rows: Vec<f32> = (0..3 * WIDTH).map(|i| (i as f32 * 1.7).sin()).collect();
+    let mut rows = rows;
+    // The second row has nothing in the subspace, the third nothing outside.
+    for i in 0..WIDTH {
+        if [0, 5, 9].contains(&i) {
+            rows[WIDTH + i] = 0.0;
+        } else {
+            rows[2 * WIDTH + i] = 0.0;
+        }
+    }
+    let difference = Tensor::<3>::from_data(TensorData::new(rows.clone(), [3, 1, WIDTH]), &plain());
+    let (shift, gates) = gated(&basis(), difference.clone());
+    let gates = values(gates);
+    assert!(gates[0] > 0.1 && gates[0] < 0.9, "{gates:?}");
+    assert_eq!(gates[1], 0.0);
+    // The basis is orthonormal up to rounding.
+    assert!(gates[2] > 1.0 - 1e-6 && gates[2] <= 1.0, "{gates:?}");
+    let shift = values(shift);
+    for (row, expected) in rows.chunks(WIDTH).enumerate().take(1) {
+        let expected = projected(&values(basis()), expected);
+        for (found, expected) in shift[row * WIDTH..].iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-6);
+        }
+    }
+    // A closed gate leaves a latent as it is, to the bit; so does no difference at all.
+    assert!(shift[WIDTH..2 * WIDTH].iter().all(|&x| x == 0.0));
+    let (none, gate) = gated(&basis(), difference.zeros_like());
+    assert!(values(none).iter().chain(&values(gate)).all(|&x| x == 0.0));
+}
+
+#[test]
+fn calibration_sees_what_the_models_disagree_about() {
+    let (model, shortcuts) = latent_model(Family::Gpt2, 3, 0);
+    let references = references(Family::Gpt2, 21, 22);
+    let questions = three();
+    let (asked, plan) = (prompt(&questions, 7, 0), plan(&questions, STEPS));
+    let config = RefineConfig {
+        residual: blend(0.3, Norm::Free, 1),
+        ..search(|search| (search.start, search.direction) = (1, Direction::Mean))
+    };
+    let leaves = |row: usize, slot: usize, boundary: usize| told(row, slot, boundary);
+    let rule = ExitRule::Plan {
+        shortcuts: Some(&shortcuts),
+        leaves: &leaves,
+    };
+    let mut calibrator = Calibrator::new(WIDTH);
+    let holes = KeyValueRule::Holes;
+    let with = (&config, &references);
+    observe(
+        &model,
+        rule,
+        holes,
+        &asked,
+        &plan,
+        with,
+        &mut calibrator,
+        &plain(),
+    )
+    .unwrap();
+
+    // By hand, moving nothing but blending.
+    let still = RefineConfig {
+        residual: config.residual,
+        ..search(|search| (search.start, search.size) = (1, 1e-30))
+    };
+    let mut expected = Vec::new();
+    for (row, question) in questions.iter().enumerate() {
+        let mut hand = ByHand::new(&model, &references, &still, question);
+        let mut refine = |slot, at, latent, cache: &KvCache| hand.refine(slot, at, latent, cache);
+        let told = |slot: usize, boundary: usize| told(row, slot, boundary);
+        let rule = (Leave::Told(&told), holes);
+        alone_refined(
+            &model,
+            Some(&shortcuts),
+            rule,
+            question,
+            &plan,
+            row,
+            &mut refine,
+        );
+        expected.extend(hand.differences);
+    }
+    assert_eq!(calibrator.count(), expected.len());
+    assert!(
+        expected.len() > 3 && expected.len() < 3 * (STEPS - 1),
+        "{}",
+        expected.len()
+    );
+    let device = plain();
+    let mean = match calibrator.calibrate(Direction::Mean, &device).unwrap() {
+        Some(Calibration::Mean(mean)) => values(mean),
+        other => panic!("{other:?}"),
+    };
+    for (entry, mean) in mean.iter().enumerate() {
+        let sum: f32 = expected.iter().map(|difference| difference[entry]).sum();
+        assert!((mean - sum / expected.len() as f32).abs() < CLOSE);
+    }
+    // All of the variance: every difference lies in the subspace.
+    let whole = calibrator.calibrate(Direction::Gated { variance: 1.0 }, &device);
+    let Some(Calibration::Subspace(basis)) = whole.unwrap() else {
+        panic!("no subspace");
+    };
+    assert_eq!(basis.dims(), [WIDTH, expected.len().min(WIDTH)]);
+    for difference in &expected {
+        let (_, gate) = gated(&basis, row(difference));
+        assert!(values(gate)[0] > 0.999);
+    }
+    // A share of it: as few directions as hold it.
+    let part = calibrator.calibrate(Direction::Gated { variance: 0.5 }, &device);
+    let rank = part.unwrap().unwrap().rank();
+    assert!(rank < expected.len());
+    let held = |rank: usize| -> f64 {
+        let basis = basis.clone().narrow(1, 0, rank);
+        let inside = |difference: &Vec<f32>| -> f64 {
+            let product = row(difference).matmul(basis.clone().unsqueeze());
+            values(product).iter().map(|x| f64::from(x * x)).sum()
+        };
+        let whole: f64 = expected.iter().flatten().map(|x| f64::from(x * x)).sum();
+        expected.iter().map(inside).sum::<f64>() / whole
+    };
+    assert!(held(rank) >= 0.5 && (rank == 1 || held(rank - 1) < 0.5));
+
+    let silent = Calibrator::new(WIDTH).calibrate(Direction::Mean, &device);
+    assert!(
+        silent
+            .unwrap_err()
+            .to_string()
+            .contains("agree on every one of 0")
+    );
+}
+
+/// What a response is said to cost: the plain one, and what ran beside.
+#[test]
+fn costs_are_what_ran() {
+    let device: Device = plain();
+    let questions = three();
+    for family in FAMILIES {
+        let (model, _) = latent_model(family, 3, 0);
+        let references = references(family, 21, 22);
+        let method = |refinement| LatentMethod {
+            model: &model,
+            device: &device,
+            latent_steps: STEPS,
+            trained_latents: STEPS,
+            positions: SlotPositions::Contiguous,
+            rule: ExitRule::Full,
+            key_values: KeyValueRule::Holes,
+            landing: Landing::SameBoundary,
+            refinement,
+            answer_start: &[11, 4],
+            // Every answer is as long as the other.
+            decoding: sesqui_reason::Decoding {
+                stop: u32::MAX,
+                max_tokens: 3,
+            },
+        };
+        let asked = prompt(&questions, 7, 0);
+        let usual = method(None).respond(&asked).unwrap();
+        let differentiated = search(|search| search.direction = Direction::Differentiated);
+        let mut all = variants();
+        all.push((differentiated, None));
+        for (config, calibration) in &all {
+            let refinement = Refinement {
+                config,
+                references: Some(&references),
+                calibration: calibration.as_ref(),
+            };
+            let method = method(Some(refinement));
+            let decoded = method.decode(&asked).unwrap();
+            let found = method.respond(&asked).unwrap();
+            for (row, (found, usual)) in found.rows.iter().zip(&usual.rows).enumerate() {
+                let work = decoded.rows[row].auxiliary;
+                let ran = |runs: LayerRuns| {
+                    let maps = match family {
+                        Family::Gpt2 => 16 * 48 + 16 * 16 + 2 * 16 * 64,
+                        Family::Llama => 16 * 32 + 16 * 16 + 3 * 16 * 48,
+                    };
+                    // Four heads, each four wide: scores and sums.
+                    2 * runs.calls * maps + runs.keys * 4 * 4 * 4
+                };
+                let inside = (ran(work.latents) + ran(work.backward)) as f64;
+                assert_eq!(found.reason_flops - usual.reason_flops, inside);
+                let around = ran(work.question)
+                    + work.mapped * 2 * WIDTH * WIDTH
+                    + work.projected * 4 * WIDTH;
+                assert_eq!(found.flops - usual.flops, inside + around as f64);
+                assert_eq!(found.layer_calls, usual.layer_calls + work.latents.calls);
+                let idle = work == AuxiliaryWork::default();
+                assert_eq!(idle, !config.needs_references());
+                let back = config
+                    .search()
+                    .is_some_and(|s| s.direction == Direction::Differentiated);
+                assert_eq!(work.backward.calls > 0, back);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let (model, _) = latent_model(Family::Gpt2, 3, 0);
+    let fits = references(Family::Gpt2, 1, 2);
+    let other = references(Family::Llama, 1, 2);
+    let questions = three();
+    let refuse = |config: &RefineConfig, references, calibration| {
+        let refinement = Refinement {
+            config,
+            references,
+            calibration,
+        };
+        let (asked, plan) = (prompt(&questions, 7, 0), plan(&questions, 2));
+        let holes = KeyValueRule::Holes;
+        latent_refined(
+            &model,
+            ExitRule::Full,
+            holes,
+            &asked,
+            &plan,
+            &refinement,
+            &plain(),
+        )
+        .unwrap_err()
+    };
+    let mean = search(|search| search.direction = Direction::Mean);
+    let gated = search(|search| search.direction = Direction::Gated { variance: 0.9 });
+    let wrong = search(|search| search.inner_steps = 0);
+    let subspace = Calibration::Subspace(basis());
+    let cases: [(
+        &RefineConfig,
+        Option<&References>,
+        Option<&Calibration>,
+        &str,
+    ); 6] = [
+        (
+            &search(|_| ()),
+            None,
+            None,
+            "needs a strong and a weak model",
+        ),
+        (&mean, Some(&fits), None, "needs a calibrated direction"),
+        (
+            &mean,
+            Some(&fits),
+            Some(&subspace),
+            "needs a calibrated direction",
+        ),
+        (
+            &gated,
+            None,
+            Some(&subspace),
+            "needs a strong and a weak model",
+        ),
+        (&search(|_| ()), Some(&other), None, "the student's shape"),
+        (
+            &wrong,
+            Some(&fits),
+            None,
+            "contrastive.inner_steps: must be",
+        ),
+    ];
+    for (config, references, calibration, part) in cases {
+        let error: PromptError = refuse(config, references, calibration);
+        assert!(error.to_string().contains(part), "{error}");
+    }
+}

@@ -1,0 +1,689 @@
+//! Refinement of latents in the programs: which checkpoints are the strong and the weak model, what
+//! directions are calibrated on, and variants side by side.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+use sesqui_dataset::Problem;
+use sesqui_dataset::batch::TooLong;
+use sesqui_dataset::encode::{EncodedProblem, encode_all};
+use sesqui_eval::{EvaluationConfig, Task, evaluate};
+use sesqui_model::Transformer;
+use sesqui_reason::refine::{
+    Context as Sight, Contrastive, Direction, Norm, Order, Residual, Scaling, Sign,
+};
+use sesqui_reason::{Calibration, Calibrator, References, RefineConfig, Refinement};
+use sesqui_run::RunPaths;
+use toml::{Table, Value};
+
+use crate::experiment::{Experiment, Initialize, Objective};
+use crate::fitting::Fitting;
+use crate::misuse::Misuse;
+use crate::opened::Opened;
+use crate::output::say;
+use crate::reasoning::ReasoningConfig;
+use crate::trained::{Latent, Trained};
+use crate::workbench::{Workbench, spread};
+
+/// Which checkpoints refinement holds latents against, and the questions that it is set up with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReferencesConfig {
+    /// The strong model.
+    pub strong: Reference,
+    /// The weak model.
+    pub weak: Reference,
+    /// Questions spread over the validation split by which kept checkpoints are told apart, and
+    /// questions that a direction is calibrated on; 0 means all.
+    pub questions: usize,
+    /// The split of the latter. Their answers are not looked at.
+    pub calibration: CalibrationSplit,
+}
+
+/// A checkpoint of the student's shape and tokenizer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Reference {
+    /// The last one of the `cot` stage that the student comes from.
+    Last,
+    /// Of those that this stage has kept, the earliest with a validation accuracy between these shares
+    /// of the best; where there is none, the nearest to that.
+    Early {
+        /// Lower end.
+        low: f64,
+        /// Upper end.
+        high: f64,
+    },
+    /// A checkpoint folder, of whatever stage.
+    Checkpoint {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+/// Where questions for calibration come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CalibrationSplit {
+    /// The validation split.
+    #[default]
+    Validation,
+    /// The training split.
+    Train,
+}
+
+impl Default for ReferencesConfig {
+    fn default() -> Self {
+        Self {
+            strong: Reference::Last,
+            weak: Reference::Early {
+                low: 0.25,
+                high: 0.6,
+            },
+            questions: 200,
+            calibration: CalibrationSplit::default(),
+        }
+    }
+}
+
+impl ReferencesConfig {
+    /// What is wrong with the numbers, if anything: the key and the reason.
+    pub fn problem(&self) -> Option<(&'static str, String)> {
+        [("strong", &self.strong), ("weak", &self.weak)]
+            .into_iter()
+            .find_map(|(key, reference)| match reference {
+                Reference::Early { low, high } if !(0.0 <= *low && low <= high && *high <= 1.0) => {
+                    let reason = format!("{low} to {high} is no range of shares within [0, 1]");
+                    Some((key, reason))
+                }
+                _ => None,
+            })
+    }
+}
+
+/// One way of refining latents.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Variant {
+    /// What is done.
+    pub refine: RefineConfig,
+    /// With which models.
+    pub references: ReferencesConfig,
+}
+
+impl Variant {
+    /// What the configuration says, if it refines.
+    pub fn configured(reasoning: &ReasoningConfig) -> Option<Self> {
+        (!reasoning.refine.is_off()).then(|| Self {
+            refine: reasoning.refine.clone(),
+            references: reasoning.references.clone(),
+        })
+    }
+
+    /// The variants that `texts` describe, as [`Variant::parse`] reads them; without any, what the
+    /// configuration says.
+    ///
+    /// # Errors
+    ///
+    /// Names the text, the key and the remedy.
+    pub fn all(texts: &[String], reasoning: &ReasoningConfig) -> Result<Vec<Self>, Misuse> {
+        if texts.is_empty() {
+            return Ok(Self::configured(reasoning).into_iter().collect());
+        }
+        let parse = |text: &String| Self::parse(text, &reasoning.references);
+        texts.iter().map(parse).collect()
+    }
+
+    /// Reads the inside of an inline table with the keys of `[reasoning.refine]`, and `references` with
+    /// those of `[reasoning.references]` that differ from `base`. A number for `residual` is its
+    /// `alpha`, one for `contrastive` its `size`; a word for a table is its `kind`, and the other
+    /// tables can do without.
+    ///
+    /// # Errors
+    ///
+    /// Names the text, the key and the remedy.
+    pub fn parse(text: &str, base: &ReferencesConfig) -> Result<Self, Misuse> {
+        let wrong = |reason: String| Misuse(format!("--refine {text:?}: {reason}"));
+        let braced = format!("variant = {{ {text} }}");
+        let mut table: Table = toml::from_str(&braced).map_err(|error| {
+            wrong(format!(
+                "{}; write KEY=VALUE, KEY=VALUE as in TOML, for example residual=0.05",
+                error.message().trim_end()
+            ))
+        })?;
+        let Some(Value::Table(mut table)) = table.remove("variant") else {
+            return Err(wrong("is more than one table".to_owned()));
+        };
+        complete(&mut table, "residual", "blend", "alpha");
+        complete(&mut table, "contrastive", "search", "size");
+        if let Some(Value::Table(search)) = table.get_mut("contrastive") {
+            complete(search, "direction", "gated", "variance");
+        }
+        let mut references = table_of(base).map_err(|error| wrong(error.to_string()))?;
+        match table.remove("references") {
+            Some(Value::Table(mut named)) => {
+                for key in ["strong", "weak"] {
+                    complete(&mut named, key, "checkpoint", "path");
+                }
+                references.extend(named);
+            }
+            Some(_) => return Err(wrong("references must be a table".to_owned())),
+            None => {}
+        }
+        let read = |error: toml::de::Error| wrong(error.message().trim_end().to_owned());
+        let variant = Self {
+            refine: Value::Table(table).try_into().map_err(read)?,
+            references: Value::Table(references).try_into().map_err(read)?,
+        };
+        if variant.refine.is_off() && variant.refine == RefineConfig::default() {
+            let reason = "names nothing to do; give residual, contrastive or both";
+            return Err(wrong(reason.to_owned()));
+        }
+        match (variant.refine.problem(), variant.references.problem()) {
+            (Some((key, reason)), _) => Err(wrong(format!("{key}: {reason}"))),
+            (_, Some((key, reason))) => Err(wrong(format!("references.{key}: {reason}"))),
+            (None, None) => Ok(variant),
+        }
+    }
+
+    /// Its name in tables, with everything that is not as by default.
+    pub fn label(&self) -> String {
+        let mut parts = Vec::new();
+        if let Residual::Blend { alpha, norm, start } = self.refine.residual {
+            parts.push(format!("residual {alpha}"));
+            if norm == Norm::Kept {
+                parts.push("norm kept".to_owned());
+            }
+            if start != 1 {
+                parts.push(format!("from latent {start}"));
+            }
+        }
+        if let Contrastive::Search(search) = &self.refine.contrastive {
+            let unit = match search.scaling {
+                Scaling::Direct => "",
+                Scaling::Mean => " of the mean",
+            };
+            parts.push(format!("contrastive {}{unit}", search.size));
+            if search.sign == Sign::Printed {
+                parts.push("printed sign".to_owned());
+            }
+            parts.extend(match search.direction {
+                Direction::Constant => None,
+                Direction::Differentiated => Some("differentiated".to_owned()),
+                Direction::Gated { variance } => Some(format!("gated {variance}")),
+                Direction::Mean => Some("mean direction".to_owned()),
+            });
+            match search.context {
+                Sight::Own => {}
+                Sight::Shared => parts.push("shared context".to_owned()),
+                Sight::None => parts.push("no context".to_owned()),
+            }
+            if search.inner_steps != 1 {
+                parts.push(format!("{} times", search.inner_steps));
+            }
+            if search.start != 1 {
+                parts.push(format!("from latent {}", search.start));
+            }
+        }
+        if self.refine.order == Order::ContrastiveFirst {
+            parts.push("contrastive first".to_owned());
+        }
+        for (name, reference) in [
+            ("strong", &self.references.strong),
+            ("weak", &self.references.weak),
+        ] {
+            if let Reference::Checkpoint { path } = reference
+                && self.refine.search().is_some()
+            {
+                let step = path.file_name().unwrap_or_default().to_string_lossy();
+                parts.push(format!("{name} {step}"));
+            }
+        }
+        parts.join(", ")
+    }
+}
+
+/// Puts `{ kind, inner }` in the place of a number or a text that is not a kind, `{ kind }` in that of
+/// a word, and `kind` into a table without one.
+fn complete(table: &mut Table, key: &str, kind: &str, inner: &str) {
+    let Some(value) = table.get_mut(key) else {
+        return;
+    };
+    let mut whole = match value {
+        Value::Table(table) => std::mem::take(table),
+        Value::String(word) if !word.contains(['/', '\\', '.']) => {
+            let kind = Value::String(word.clone());
+            Table::from_iter([("kind".to_owned(), kind)])
+        }
+        // A whole number for a fraction.
+        Value::Integer(number) => {
+            Table::from_iter([(inner.to_owned(), Value::Float(*number as f64))])
+        }
+        ref plain => Table::from_iter([(inner.to_owned(), (*plain).clone())]),
+    };
+    if let Some(Value::Integer(number)) = whole.get(inner) {
+        let number = Value::Float(*number as f64);
+        whole.insert(inner.to_owned(), number);
+    }
+    whole
+        .entry("kind".to_owned())
+        .or_insert_with(|| Value::String(kind.to_owned()));
+    *value = Value::Table(whole);
+}
+
+fn table_of(references: &ReferencesConfig) -> Result<Table, toml::ser::Error> {
+    Table::try_from(references)
+}
+
+/// A refinement with all that it needs.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// Its name in tables.
+    pub label: String,
+    config: RefineConfig,
+    references: Option<References>,
+    calibration: Option<Calibration>,
+}
+
+impl Prepared {
+    /// What latent reasoning is given.
+    pub fn refinement(&self) -> Refinement<'_> {
+        Refinement {
+            config: &self.config,
+            references: self.references.as_ref(),
+            calibration: self.calibration.as_ref(),
+        }
+    }
+}
+
+/// The chain-of-thought stage that a stage comes from, and the run that it belongs to, `None` for the
+/// run at hand.
+///
+/// # Errors
+///
+/// When there is none.
+fn ancestor(
+    experiment: &Experiment,
+    stage: &str,
+) -> Result<(Option<RunPaths>, String), anyhow::Error> {
+    let (mut run, mut experiment, mut stage) = (None, experiment.clone(), stage.to_owned());
+    loop {
+        let source = experiment
+            .stage(&stage)
+            .with_context(|| format!("the run has no stage {stage}"))?;
+        if source.objective == Objective::Cot {
+            return Ok((run, stage));
+        }
+        match source.initialize.clone() {
+            Initialize::Stage { stage: from } => stage = from,
+            Initialize::Checkpoint { path } => {
+                let opened = Opened::checkpoint(&path)?;
+                let Some(place) = opened.run() else {
+                    return Err(Misuse(format!(
+                        "refinement: {}, which stage {stage} comes from, lies in no run directory \
+                         where its chain-of-thought checkpoints would be; name {NAMED}",
+                        path.display()
+                    ))
+                    .into());
+                };
+                run = Some(place);
+                stage = opened.state.stage;
+                experiment = opened.experiment;
+            }
+            Initialize::Scratch | Initialize::HuggingFace { .. } => {
+                return Err(Misuse(format!(
+                    "refinement: stage {stage} comes from no stage with objective cot, whose \
+                     checkpoints would be strong and weak; name {NAMED}"
+                ))
+                .into());
+            }
+        }
+    }
+}
+
+const NAMED: &str = "reasoning.references.strong and .weak as { kind = \"checkpoint\", path = … }";
+
+/// Checks before anything is trained that the latent stages of an experiment can be refined as it says.
+///
+/// # Errors
+///
+/// When a stage has no checkpoints to hold its latents against, or one that is named is missing.
+pub fn check(experiment: &Experiment) -> Result<()> {
+    let Some(variant) = Variant::configured(&experiment.reasoning) else {
+        return Ok(());
+    };
+    if variant.refine.search().is_none() {
+        return Ok(());
+    }
+    let references = [&variant.references.strong, &variant.references.weak];
+    for reference in references {
+        if let Reference::Checkpoint { path } = reference {
+            Opened::checkpoint(path).context("reasoning.references")?;
+        }
+    }
+    let named = |reference: &&Reference| matches!(reference, Reference::Checkpoint { .. });
+    if references.iter().all(named) {
+        return Ok(());
+    }
+    for stage in &experiment.stages {
+        if matches!(
+            stage.objective,
+            Objective::Align(_) | Objective::Shortcut(_)
+        ) {
+            ancestor(experiment, &stage.name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Finds models and calibrates directions for the students of one run.
+pub struct Preparation<'a> {
+    /// The data that is asked about.
+    pub workbench: &'a Workbench,
+    /// The experiment that says so.
+    pub experiment: &'a Experiment,
+    /// Where to compute, without autodiff.
+    pub device: &'a Device,
+    /// Validation accuracy by checkpoint folder, as far as it was measured.
+    accuracies: BTreeMap<PathBuf, f64>,
+}
+
+impl<'a> Preparation<'a> {
+    /// With the data of `workbench`.
+    pub fn new(workbench: &'a Workbench, experiment: &'a Experiment, device: &'a Device) -> Self {
+        Self {
+            workbench,
+            experiment,
+            device,
+            accuracies: BTreeMap::new(),
+        }
+    }
+
+    /// Plain latents first, then every one of `variants`; a model without latents as it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Preparation::prepare`].
+    pub fn plain_and(
+        &mut self,
+        variants: &[Variant],
+        model: &Trained,
+        opened: &Opened,
+    ) -> Result<Vec<Option<Prepared>>> {
+        let mut all = vec![None];
+        if let Trained::Latent(student) = model {
+            for variant in variants {
+                all.push(Some(self.prepare(variant, student, opened)?));
+            }
+        }
+        Ok(all)
+    }
+
+    /// What `variant` needs to refine the latents of `student`, whose checkpoint is `opened`. Says what
+    /// was chosen.
+    ///
+    /// # Errors
+    ///
+    /// When models are missing or do not fit, or agree about everything.
+    pub fn prepare(
+        &mut self,
+        variant: &Variant,
+        student: &Latent,
+        opened: &Opened,
+    ) -> Result<Prepared> {
+        let label = variant.label();
+        let mut prepared = Prepared {
+            label: label.clone(),
+            config: variant.refine.clone(),
+            references: None,
+            calibration: None,
+        };
+        let Some(search) = variant.refine.search() else {
+            return Ok(prepared);
+        };
+        let (strong, weak) = self.choose(&variant.references, opened)?;
+        say(format!(
+            "{label}: {}; {}",
+            strong.told("strong"),
+            weak.told("weak")
+        ))?;
+        let references = References {
+            strong: self.load(&strong.folder, student, opened)?,
+            weak: self.load(&weak.folder, student, opened)?,
+        };
+        if variant.refine.needs_calibration() {
+            let calibrator = self.calibrate(variant, &references, student)?;
+            let calibration = calibrator
+                .calibrate(search.direction, self.device)
+                .map_err(|error| {
+                    Misuse(format!("refinement {label}: {error}; take another pair"))
+                })?;
+            if let Some(calibration) = &calibration {
+                let (count, rank) = (calibrator.count(), calibration.rank());
+                let split = variant.references.calibration.name();
+                say(format!(
+                    "{label}: calibrated on {count} latents of {split} questions, rank {rank}"
+                ))?;
+            }
+            prepared.calibration = calibration;
+        }
+        if variant.refine.needs_references() {
+            prepared.references = Some(references);
+        }
+        Ok(prepared)
+    }
+
+    /// The strong and the weak checkpoint for the student `opened`.
+    fn choose(&mut self, config: &ReferencesConfig, opened: &Opened) -> Result<(Chosen, Chosen)> {
+        let named = |reference: &Reference| matches!(reference, Reference::Checkpoint { .. });
+        let mut kept = Vec::new();
+        if !(named(&config.strong) && named(&config.weak)) {
+            let (run, stage) = ancestor(&opened.experiment, &opened.state.stage)?;
+            let Some(run) = run.or_else(|| opened.run()) else {
+                return Err(Misuse(format!(
+                    "refinement: {} lies in no run directory where chain-of-thought checkpoints \
+                     would be; name {NAMED}",
+                    opened.folder.display()
+                ))
+                .into());
+            };
+            for step in run.checkpoint_steps(&stage)? {
+                let folder = run.checkpoint(&stage, step)?;
+                let accuracy = self.accuracy(&folder, config.questions)?;
+                kept.push(Chosen { folder, accuracy });
+            }
+        }
+        let strong = self.pick(&config.strong, &kept, None, config.questions)?;
+        let weak = self.pick(&config.weak, &kept, Some(&strong.folder), config.questions)?;
+        Ok((strong, weak))
+    }
+
+    fn pick(
+        &mut self,
+        reference: &Reference,
+        kept: &[Chosen],
+        other: Option<&Path>,
+        questions: usize,
+    ) -> Result<Chosen> {
+        let none = || {
+            Misuse(format!(
+                "refinement: the chain-of-thought stage has kept {} checkpoint(s), too few for a \
+                 strong and a weak model; keep an early one (checkpoints.keep_at) or name {NAMED}",
+                kept.len()
+            ))
+        };
+        match reference {
+            Reference::Checkpoint { path } => Ok(Chosen {
+                folder: path.clone(),
+                accuracy: self.accuracy(path, questions)?,
+            }),
+            Reference::Last => Ok(kept.last().ok_or_else(none)?.clone()),
+            Reference::Early { low, high } => {
+                let accuracies: Vec<f64> = kept.iter().map(|kept| kept.accuracy).collect();
+                let free: Vec<bool> = kept
+                    .iter()
+                    .map(|kept| Some(kept.folder.as_path()) != other)
+                    .collect();
+                let index = early(&accuracies, &free, [*low, *high]).ok_or_else(none)?;
+                Ok(kept[index].clone())
+            }
+        }
+    }
+
+    /// Accuracy of a checkpoint on validation questions, greedy and with plain latents where it has
+    /// some.
+    fn accuracy(&mut self, folder: &Path, questions: usize) -> Result<f64> {
+        if let Some(accuracy) = self.accuracies.get(folder) {
+            return Ok(*accuracy);
+        }
+        let opened = Opened::checkpoint(folder)?;
+        let model = opened.load(self.device)?;
+        let config = EvaluationConfig {
+            timing_questions: 0,
+            ..self.experiment.evaluation.clone()
+        };
+        let asked = Asked::new(self, CalibrationSplit::Validation, questions)?;
+        let context = model.backbone().config().context;
+        let fitting = Fitting::new(&asked.task(self), context, TooLong::Skip)?;
+        let task = fitting.task(&asked.task(self));
+        let method = model.method(self.device, &task, &config, &self.experiment.reasoning);
+        let found = evaluate(&*method, task, &config, &mut |_| ())?;
+        self.accuracies.insert(folder.to_owned(), found.accuracy());
+        Ok(found.accuracy())
+    }
+
+    /// The transformer of a checkpoint, which must have shape and tokenizer of the student's.
+    fn load(&self, folder: &Path, student: &Latent, opened: &Opened) -> Result<Transformer> {
+        let reference = Opened::checkpoint(folder)?;
+        if reference.tokenizer.hash()? != opened.tokenizer.hash()? {
+            return Err(Misuse(format!(
+                "refinement: {} was trained with another tokenizer than {}",
+                folder.display(),
+                opened.folder.display()
+            ))
+            .into());
+        }
+        let model = reference.load(self.device)?.backbone().clone();
+        if model.config() != student.model.backbone.config() {
+            return Err(Misuse(format!(
+                "refinement: the model in {} has another shape than the one in {}",
+                folder.display(),
+                opened.folder.display()
+            ))
+            .into());
+        }
+        Ok(model)
+    }
+
+    fn calibrate(
+        &self,
+        variant: &Variant,
+        references: &References,
+        student: &Latent,
+    ) -> Result<Calibrator> {
+        let config = &variant.references;
+        let asked = Asked::new(self, config.calibration, config.questions)?;
+        let backbone = student.model.backbone.config();
+        let fitting = Fitting::new(&asked.task(self), backbone.context, TooLong::Skip)?;
+        let task = fitting.task(&asked.task(self));
+        let evaluation = &self.experiment.evaluation;
+        let method = student.method(self.device, &task, evaluation, &self.experiment.reasoning);
+        let mut calibrator = Calibrator::new(backbone.d_model);
+        let mut start = 0;
+        while start < task.problems.len() {
+            let end = (start + evaluation.batch_size).min(task.problems.len());
+            let prompt = task.prompt(start..end)?;
+            method
+                .observe(&prompt, (&variant.refine, references), &mut calibrator)
+                .context("refinement cannot be calibrated")?;
+            start = end;
+        }
+        Ok(calibrator)
+    }
+}
+
+/// A checkpoint and how well it does.
+#[derive(Clone, Debug)]
+struct Chosen {
+    folder: PathBuf,
+    accuracy: f64,
+}
+
+impl Chosen {
+    fn told(&self, role: &str) -> String {
+        format!(
+            "{role} {}, {:.1} % on validation",
+            self.folder.display(),
+            100.0 * self.accuracy
+        )
+    }
+}
+
+/// Index of the earliest of the free checkpoints whose accuracy is between two shares of the best, else
+/// of the earliest of those nearest to that.
+fn early(accuracies: &[f64], free: &[bool], [low, high]: [f64; 2]) -> Option<usize> {
+    let best = accuracies.iter().copied().fold(0.0, f64::max);
+    let away = |accuracy: f64| (low * best - accuracy).max(accuracy - high * best).max(0.0);
+    let candidates = accuracies.iter().zip(free).enumerate();
+    candidates
+        .filter(|(_, (_, free))| **free)
+        .min_by(|(_, (a, _)), (_, (b, _))| away(**a).total_cmp(&away(**b)))
+        .map(|(index, _)| index)
+}
+
+/// Questions to set a refinement up with.
+struct Asked {
+    split: CalibrationSplit,
+    problems: Vec<Problem>,
+    encoded: Vec<EncodedProblem>,
+}
+
+impl CalibrationSplit {
+    /// Its name in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Validation => "validation",
+            Self::Train => "train",
+        }
+    }
+}
+
+impl Asked {
+    fn new(preparation: &Preparation<'_>, split: CalibrationSplit, limit: usize) -> Result<Self> {
+        let workbench = preparation.workbench;
+        let all = match split {
+            CalibrationSplit::Validation => &workbench.corpus.validation,
+            CalibrationSplit::Train => &workbench.corpus.train,
+        };
+        if all.is_empty() {
+            return Err(Misuse(format!(
+                "refinement: {} has no {} split to choose or calibrate on",
+                preparation.experiment.data.name(),
+                split.name()
+            ))
+            .into());
+        }
+        let indices = spread(all.len(), limit);
+        let problems: Vec<_> = indices.map(|index| all[index].clone()).collect();
+        let format = &preparation.experiment.format;
+        Ok(Self {
+            split,
+            encoded: encode_all(&workbench.tokenizer, format, &problems)?,
+            problems,
+        })
+    }
+
+    fn task<'a>(&'a self, preparation: &Preparation<'a>) -> Task<'a> {
+        Task {
+            dataset: preparation.experiment.data.name(),
+            split: self.split.name(),
+            problems: &self.problems,
+            encoded: &self.encoded,
+            tokenizer: &preparation.workbench.tokenizer,
+            format: &preparation.experiment.format,
+            layout: preparation.workbench.layout,
+        }
+    }
+}
