@@ -340,10 +340,10 @@ impl<'a> Refiner<'a> {
             .for_each(|(work, _)| count(work));
     }
 
-    /// Whether the two models have caches of their own.
+    /// Whether there are two models with caches of their own.
     fn keeps(&self) -> bool {
-        self.search
-            .is_some_and(|search| search.context == Context::Own)
+        let own = |search: Searching<'_>| search.context == Context::Own;
+        !self.models.is_empty() && self.search.is_some_and(own)
     }
 
     /// What was run for each row, and the states before refinement: of the prompt's last column, then

@@ -368,14 +368,32 @@ pub fn check(experiment: &Experiment) -> Result<()> {
         return Ok(());
     }
     for stage in &experiment.stages {
-        if matches!(
-            stage.objective,
-            Objective::Align(_) | Objective::Shortcut(_)
-        ) {
+        if stage.objective.has_latents() {
             ancestor(experiment, &stage.name)?;
         }
     }
     Ok(())
+}
+
+/// Checks `--refine` before anything is loaded.
+///
+/// # Errors
+///
+/// When a text cannot be read, or none of the models has latents.
+pub fn check_arguments(texts: &[String], models: &[Opened]) -> Result<()> {
+    Variant::all(texts, &ReasoningConfig::default())?;
+    let latent = |opened: &Opened| {
+        let stage = opened.experiment.stage(&opened.state.stage);
+        stage.is_some_and(|stage| stage.objective.has_latents())
+    };
+    match texts.first() {
+        Some(text) if !models.iter().any(latent) => Err(Misuse(format!(
+            "--refine {text:?}: there are no latents to refine; name a stage with objective align \
+             or shortcut"
+        ))
+        .into()),
+        _ => Ok(()),
+    }
 }
 
 /// Finds models and calibrates directions for the students of one run.
@@ -685,5 +703,166 @@ impl Asked {
             format: &preparation.experiment.format,
             layout: preparation.workbench.layout,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sesqui_reason::refine::{Context as Sight, Search};
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Variant, Misuse> {
+        Variant::parse(text, &ReferencesConfig::default())
+    }
+
+    fn search(change: impl FnOnce(&mut Search)) -> Contrastive {
+        let mut search = Search::default();
+        change(&mut search);
+        Contrastive::Search(search)
+    }
+
+    #[test]
+    fn short_forms_are_the_long_ones() {
+        let blend = |alpha, norm| Residual::Blend {
+            alpha,
+            norm,
+            start: 1,
+        };
+        let refine = |residual, contrastive, order| RefineConfig {
+            residual,
+            contrastive,
+            order,
+        };
+        let (off, first) = (Residual::Off, Order::ResidualFirst);
+        let cases = [
+            (
+                "residual=0.05",
+                refine(blend(0.05, Norm::Free), Contrastive::Off, first),
+                "residual 0.05",
+            ),
+            (
+                "residual = 1",
+                refine(blend(1.0, Norm::Free), Contrastive::Off, first),
+                "residual 1",
+            ),
+            (
+                "contrastive=-0.03",
+                refine(off, search(|s| s.size = -0.03), first),
+                "contrastive -0.03",
+            ),
+            (
+                r#"residual={ alpha=0.5, norm="kept" }, contrastive={ size=1, sign="printed", scaling="mean" }, order="contrastive-first""#,
+                refine(
+                    blend(0.5, Norm::Kept),
+                    search(|s| (s.size, s.sign, s.scaling) = (1.0, Sign::Printed, Scaling::Mean)),
+                    Order::ContrastiveFirst,
+                ),
+                "residual 0.5, norm kept, contrastive 1 of the mean, printed sign, contrastive first",
+            ),
+            (
+                r#"contrastive={ size=0.3, direction=0.9, context="shared", inner_steps=2, start=0 }"#,
+                refine(
+                    off,
+                    search(|s| {
+                        (s.size, s.context, s.inner_steps, s.start) = (0.3, Sight::Shared, 2, 0);
+                        s.direction = Direction::Gated { variance: 0.9 };
+                    }),
+                    first,
+                ),
+                "contrastive 0.3, gated 0.9, shared context, 2 times, from latent 0",
+            ),
+            (
+                r#"contrastive={ direction="differentiated", context="none" }"#,
+                refine(
+                    off,
+                    search(|s| {
+                        (s.direction, s.context) = (Direction::Differentiated, Sight::None);
+                    }),
+                    first,
+                ),
+                "contrastive 0.03, differentiated, no context",
+            ),
+            (
+                r#"contrastive={ direction={ kind="mean" } }"#,
+                refine(off, search(|s| s.direction = Direction::Mean), first),
+                "contrastive 0.03, mean direction",
+            ),
+        ];
+        for (text, expected, label) in cases {
+            let found = parse(text).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(found.refine, expected, "{text}");
+            assert_eq!(found.label(), label);
+            assert_eq!(found.references, ReferencesConfig::default());
+        }
+    }
+
+    #[test]
+    fn references_of_a_variant_go_over_those_configured() {
+        let base = ReferencesConfig {
+            questions: 7,
+            ..ReferencesConfig::default()
+        };
+        let text = r#"contrastive=0.1, references={ weak="runs/a/checkpoints/cot/step-00000250", calibration="train" }"#;
+        let found = Variant::parse(text, &base).unwrap();
+        let expected = ReferencesConfig {
+            weak: Reference::Checkpoint {
+                path: "runs/a/checkpoints/cot/step-00000250".into(),
+            },
+            calibration: CalibrationSplit::Train,
+            ..base.clone()
+        };
+        assert_eq!(found.references, expected);
+        assert_eq!(found.label(), "contrastive 0.1, weak step-00000250");
+        let band = "contrastive=0.1, references={ weak={ kind=\"early\", low=0.1, high=0.2 } }";
+        let found = Variant::parse(band, &base).unwrap().references;
+        let expected = Reference::Early {
+            low: 0.1,
+            high: 0.2,
+        };
+        assert_eq!(found.weak, expected);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        for (text, part) in [
+            ("", "names nothing to do"),
+            ("residual", "for example residual=0.05"),
+            ("residual=2", "residual.alpha: 2 is not in [0, 1]"),
+            ("contrastiv=0.1", "unknown field `contrastiv`"),
+            ("contrastive={ sized=1 }", "unknown field `sized`"),
+            ("contrastive={ sign=\"up\" }", "unknown variant `up`"),
+            (
+                "contrastive={ direction=0 }",
+                "contrastive.direction.variance: 0 is not in (0, 1]",
+            ),
+            (
+                "contrastive=1, references={ weak={ kind=\"early\", low=0.7, high=0.6 } }",
+                "references.weak: 0.7 to 0.6",
+            ),
+            ("contrastive=1, references=3", "references must be a table"),
+        ] {
+            let error = parse(text).map(|found| found.label()).unwrap_err();
+            assert!(error.0.contains(part), "{}", error.0);
+        }
+    }
+
+    #[test]
+    fn early_is_the_first_in_the_band_or_the_nearest_to_it() {
+        let band = [0.25, 0.6];
+        let all = |n: usize| vec![true; n];
+        for (accuracies, expected) in [
+            (&[0.1, 0.3, 0.5, 1.0][..], Some(1)),
+            // Shares of the best, not of one.
+            (&[0.05, 0.2, 0.4], Some(1)),
+            (&[0.05, 0.2, 0.9, 1.0], Some(1)),
+            (&[0.9, 0.8, 1.0], Some(1)),
+            (&[0.0, 0.0], Some(0)),
+            (&[], None),
+        ] {
+            assert_eq!(early(accuracies, &all(accuracies.len()), band), expected);
+        }
+        assert_eq!(early(&[0.9, 1.0], &[true, false], band), Some(0));
+        assert_eq!(early(&[1.0], &[false], band), None);
     }
 }

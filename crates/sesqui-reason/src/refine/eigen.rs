@@ -8,8 +8,11 @@ pub(crate) struct Eigen {
     pub(crate) vector: Vec<f64>,
 }
 
-/// Below this share of the squared norm of the whole matrix two rows count as orthogonal.
-const ORTHOGONAL: f64 = 1e-15;
+/// Cosine below which two rows count as orthogonal: what rounding leaves of it.
+const ORTHOGONAL: f64 = 1e-14;
+/// Product of two rows, as a share of the squared norm of the whole matrix, below which one of them is
+/// rounding and has no direction.
+const NOTHING: f64 = 1e-22;
 /// The angles shrink quadratically once they are small; ten sweeps are many.
 const SWEEPS: usize = 40;
 
@@ -27,7 +30,7 @@ pub(crate) fn eigen(mut rows: Vec<Vec<f64>>) -> Vec<Eigen> {
             let (before, after) = rows.split_at_mut(p);
             let second = &mut after[0];
             for first in before {
-                turned |= orthogonalize(first, second, ORTHOGONAL * whole);
+                turned |= orthogonalize(first, second, NOTHING * whole);
             }
         }
         if !turned {
@@ -42,19 +45,20 @@ pub(crate) fn eigen(mut rows: Vec<Vec<f64>>) -> Vec<Eigen> {
             Eigen { value, vector }
         })
         // What is left of a row without a direction of its own is rounding, and not orthogonal.
-        .filter(|eigen| eigen.value > 1e-7 * whole.sqrt())
+        .filter(|eigen| eigen.value > 1e-10 * whole.sqrt())
         .collect();
     found.sort_by(|a, b| b.value.total_cmp(&a.value));
     found
 }
 
 /// Rotates two rows in their plane until they are orthogonal; false where they were.
-fn orthogonalize(first: &mut [f64], second: &mut [f64], tolerance: f64) -> bool {
+fn orthogonalize(first: &mut [f64], second: &mut [f64], nothing: f64) -> bool {
     let joint = dot(first, second);
-    if joint.abs() <= tolerance {
+    let squares = [dot(first, first), dot(second, second)];
+    if joint.abs() <= nothing.max(ORTHOGONAL * (squares[0] * squares[1]).sqrt()) {
         return false;
     }
-    let ratio = (dot(second, second) - dot(first, first)) / (2.0 * joint);
+    let ratio = (squares[1] - squares[0]) / (2.0 * joint);
     let tangent = ratio.signum() / (ratio.abs() + (1.0 + ratio * ratio).sqrt());
     let cosine = 1.0 / (1.0 + tangent * tangent).sqrt();
     let sine = cosine * tangent;
@@ -72,9 +76,9 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
-    /// `n` numbers in [-1, 1], never the same twice.
+    /// `n` numbers in (-1, 1) that look random.
     fn numbers(n: usize, seed: usize) -> Vec<f64> {
-        let number = |i: usize| ((i * 7919 + seed * 104_729 + 13) as f64).sin();
+        let number = |i: usize| ((1.3 + i as f64 + 57.0 * seed as f64).sin() * 43_758.5).fract();
         (0..n).map(number).collect()
     }
 

@@ -14,7 +14,7 @@ use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
 use sesqui::output::say;
-use sesqui::refinement::{Preparation, Variant};
+use sesqui::refinement::{Preparation, Variant, check_arguments};
 use sesqui::reopened;
 use sesqui::screen::spinner;
 use sesqui::stage::checkpoint_name;
@@ -127,6 +127,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
     let sweep = sweep(arguments)?;
     let device = arguments.place.backend.device()?;
     let checkpoints = reopened::checkpoints(&arguments.path, arguments.stage.as_deref())?;
+    check_arguments(&arguments.refine, &checkpoints)?;
     let mut rows = Vec::new();
     let mut written = Vec::new();
     let mut bench: Option<(Workbench, Experiment)> = None;

@@ -13,7 +13,7 @@ use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
 use sesqui::output::say;
 use sesqui::reasoning::ReasoningConfig;
-use sesqui::refinement::{Preparation, Prepared, Variant};
+use sesqui::refinement::{Preparation, Prepared, Variant, check_arguments};
 use sesqui::trained::{Latent, Trained};
 use sesqui::workbench::{Workbench, data_root};
 use sesqui::{reopened, show};
@@ -120,6 +120,7 @@ fn generate(arguments: &Arguments) -> Result<()> {
         return Err(Misuse("--question is empty; write what the model is to answer".into()).into());
     }
     let opened = reopened::open(&arguments.path, arguments.stage.as_deref())?;
+    check_arguments(arguments.refine.as_slice(), std::slice::from_ref(&opened))?;
     match (&arguments.question, &arguments.split) {
         (Some(question), _) => {
             let problem = Problem {
