@@ -295,14 +295,9 @@ impl<'a> Refiner<'a> {
     fn difference(&mut self, state: Tensor<3>, seen: &Seen<'_>) -> Tensor<3> {
         let embedded = self.embed(state, seen.bottom);
         let work = &mut self.work;
-        let mut outputs = self
-            .models
-            .iter()
-            .map(|model| model.peek(embedded.clone(), seen, work, Pass::Forward));
-        match (outputs.next(), outputs.next()) {
-            (Some(strong), Some(weak)) => strong - weak,
-            _ => unreachable!("a direction out of two models has two models"),
-        }
+        apart(&self.models, |model| {
+            model.peek(embedded.clone(), seen, work, Pass::Forward)
+        })
     }
 
     /// Half the descent direction of `|strong - h|^2 - |weak - h|^2` at `h = state`, through both
@@ -312,7 +307,7 @@ impl<'a> Refiner<'a> {
         self.each(seen.bottom, |work| work.mapped += 4);
         let (student, work) = (self.model, &mut self.work);
         // Apart, so that equal models cancel to the bit.
-        let mut gradients = self.models.iter().map(|model| {
+        let gradient = apart(&self.models, |model| {
             let point = state.clone().autodiff().require_grad();
             let embedded = student.latent_embeddings(point.clone());
             let output = model.peek(embedded, seen, work, Pass::AndBack);
@@ -322,10 +317,7 @@ impl<'a> Refiner<'a> {
             let gradient = point.grad(&gradients);
             gradient.unwrap_or_else(|| state.zeros_like())
         });
-        match (gradients.next(), gradients.next()) {
-            (Some(strong), Some(weak)) => (weak - strong) * 0.5,
-            _ => unreachable!("a direction out of two models has two models"),
-        }
+        gradient * -0.5
     }
 
     /// What a latent step is fed for `state`, without position; counted for rows of `bottom`.
@@ -365,6 +357,14 @@ impl<'a> Refiner<'a> {
                 .collect();
             calibrator.add(&values);
         }
+    }
+}
+
+/// `of(strong) - of(weak)`.
+fn apart(models: &[Auxiliary<'_>], mut of: impl FnMut(&Auxiliary<'_>) -> Tensor<3>) -> Tensor<3> {
+    match models {
+        [strong, weak] => of(strong) - of(weak),
+        _ => unreachable!("a direction out of two models has two models"),
     }
 }
 

@@ -20,7 +20,7 @@ use sesqui_run::RunPaths;
 use toml::{Table, Value};
 
 use crate::experiment::{Experiment, Initialize, Objective};
-use crate::fitting::Fitting;
+use crate::fitting::{Fitting, misfit};
 use crate::misuse::Misuse;
 use crate::opened::Opened;
 use crate::output::say;
@@ -406,6 +406,8 @@ pub struct Preparation<'a> {
     pub device: &'a Device,
     /// Validation accuracy by checkpoint folder, as far as it was measured.
     accuracies: BTreeMap<PathBuf, f64>,
+    /// Models by checkpoint folder: variants share them.
+    models: BTreeMap<PathBuf, Transformer>,
 }
 
 impl<'a> Preparation<'a> {
@@ -416,6 +418,7 @@ impl<'a> Preparation<'a> {
             experiment,
             device,
             accuracies: BTreeMap::new(),
+            models: BTreeMap::new(),
         }
     }
 
@@ -573,7 +576,10 @@ impl<'a> Preparation<'a> {
     }
 
     /// The transformer of a checkpoint, which must have shape and tokenizer of the student's.
-    fn load(&self, folder: &Path, student: &Latent, opened: &Opened) -> Result<Transformer> {
+    fn load(&mut self, folder: &Path, student: &Latent, opened: &Opened) -> Result<Transformer> {
+        if let Some(model) = self.models.get(folder) {
+            return Ok(model.clone());
+        }
         let reference = Opened::checkpoint(folder)?;
         if reference.tokenizer.hash()? != opened.tokenizer.hash()? {
             return Err(Misuse(format!(
@@ -592,6 +598,7 @@ impl<'a> Preparation<'a> {
             ))
             .into());
         }
+        self.models.insert(folder.to_owned(), model.clone());
         Ok(model)
     }
 
@@ -602,10 +609,20 @@ impl<'a> Preparation<'a> {
         student: &Latent,
     ) -> Result<Calibrator> {
         let config = &variant.references;
-        let asked = Asked::new(self, config.calibration, config.questions)?;
+        let mut asked = Asked::new(self, config.calibration, config.questions)?;
         let backbone = student.model.backbone.config();
-        let fitting = Fitting::new(&asked.task(self), backbone.context, TooLong::Skip)?;
-        let task = fitting.task(&asked.task(self));
+        let steps = student.steps(&self.experiment.reasoning);
+        let steps = steps.max(student.settings.count);
+        asked.retain(|problem| {
+            let layout = self.workbench.layout;
+            let end = layout.reasoning_start(problem).map(|start| {
+                let latents = &student.settings.latents;
+                latents.end_position(start as i32, steps, problem)
+            });
+            let fits = end.is_ok_and(|end| end <= backbone.context as i32);
+            fits && misfit(problem, layout, backbone.context).is_none()
+        });
+        let task = asked.task(self);
         let evaluation = &self.experiment.evaluation;
         let method = student.method(self.device, &task, evaluation, &self.experiment.reasoning);
         let mut calibrator = Calibrator::new(backbone.d_model);
@@ -691,6 +708,15 @@ impl Asked {
             encoded: encode_all(&workbench.tokenizer, format, &problems)?,
             problems,
         })
+    }
+
+    /// Leaves out questions that do not fit.
+    fn retain(&mut self, fits: impl Fn(&EncodedProblem) -> bool) {
+        let kept: Vec<bool> = self.encoded.iter().map(fits).collect();
+        let mut flags = kept.iter();
+        self.problems.retain(|_| flags.next() == Some(&true));
+        let mut flags = kept.iter();
+        self.encoded.retain(|_| flags.next() == Some(&true));
     }
 
     fn task<'a>(&'a self, preparation: &Preparation<'a>) -> Task<'a> {
