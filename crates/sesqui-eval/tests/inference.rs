@@ -8,6 +8,8 @@
 
 #[path = "inference/alone.rs"]
 mod alone;
+#[path = "inference/by_hand.rs"]
+mod by_hand;
 #[path = "inference/costs.rs"]
 mod costs;
 #[path = "inference/decoding.rs"]

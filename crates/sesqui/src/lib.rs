@@ -20,6 +20,7 @@ pub mod memory;
 pub mod misuse;
 pub mod opened;
 pub mod output;
+pub mod preparation;
 pub mod provenance;
 pub mod reasoning;
 pub mod refinement;

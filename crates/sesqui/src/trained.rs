@@ -16,8 +16,8 @@ use sesqui_shortcut::{ExitRule, HostRouter, KeyValueRule, Landing, Shortcuts};
 use sesqui_trainer::checkpoint::load_model;
 
 use crate::experiment::{Objective, Stage};
+use crate::preparation::Prepared;
 use crate::reasoning::ReasoningConfig;
-use crate::refinement::Prepared;
 
 /// File of a latent checkpoint that holds its [`LatentSettings`].
 pub const LATENTS: &str = "latents.json";

@@ -14,12 +14,13 @@ use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{INTERRUPTED, report};
 use sesqui::opened::Opened;
 use sesqui::output::say;
-use sesqui::refinement::{Preparation, Variant};
+use sesqui::preparation::Preparation;
+use sesqui::refinement::Variant;
 use sesqui::screen::{RendererChoice, spinner, stop_on_ctrl_c};
 use sesqui::stage::{Outlets, Run, checkpoint_name};
 use sesqui::start::check_starts;
 use sesqui::workbench::{Workbench, data_root};
-use sesqui::{describe, provenance, refinement};
+use sesqui::{describe, preparation, provenance};
 use sesqui_run::{EventKind, RowWriter, RunDirectory, RunPaths, Summary};
 use sesqui_trainer::Stop;
 
@@ -91,7 +92,7 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     let workbench = Workbench::new(experiment, &data_root(arguments.place.data_root.as_deref()))?;
     waiting.finish_and_clear();
     check_starts(experiment, &workbench)?;
-    refinement::check(experiment)?;
+    preparation::check(experiment)?;
     if arguments.dry_run {
         say(&resolved.text)?;
         say(describe::dry_run(experiment, &workbench, &device)?)?;

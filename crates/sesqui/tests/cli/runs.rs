@@ -295,7 +295,7 @@ fn refinements(at: &Path) {
     assert!(flops(2) > flops(1) && calls(2) > calls(1));
     assert!(flops(5) > flops(2), "{out}");
     for part in [
-        "residual 0.5, contrastive 0.3: strong ",
+        "refinement: strong ",
         "checkpoints/cot/step-00000020, ",
         "calibrated on ",
         " latents of train questions, rank 1",
