@@ -84,7 +84,7 @@ impl<'a> ByHand<'a> {
         {
             self.work.mapped += 1;
             self.count(
-                &vec![self.question.0.len() + self.kept.len() + 1; LAYERS],
+                &[self.question.0.len() + self.kept.len() + 1; LAYERS],
                 false,
             );
         }
