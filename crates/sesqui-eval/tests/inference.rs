@@ -14,6 +14,8 @@ mod by_hand;
 mod costs;
 #[path = "inference/decoding.rs"]
 mod decoding;
+#[path = "inference/directions.rs"]
+mod directions;
 #[path = "inference/latent.rs"]
 mod latent;
 #[path = "inference/loss.rs"]

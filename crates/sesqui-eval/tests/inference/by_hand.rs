@@ -1,19 +1,112 @@
-//! Refinement of one row's latents as the formulas say it, without caches of the strong and the weak model.
+//! Refinement of one row's latents as the formulas say it, without caches of the strong and the weak model,
+//! and what its tests share.
 
 use burn::tensor::{Tensor, TensorData};
-use sesqui_model::{KvCache, LatentTransformer, Transformer, Visibility};
+use sesqui_model::{Family, KvCache, LatentTransformer, Transformer, Visibility};
 use sesqui_reason::refine::{
-    AuxiliaryWork, Context, Contrastive, Direction, LayerRuns, Norm, Order, Residual,
+    AuxiliaryWork, Context, Contrastive, Direction, LayerRuns, Norm, Order, Residual, Search, Sign,
 };
-use sesqui_reason::{Calibration, References, RefineConfig};
+use sesqui_reason::{Calibration, LatentDecoding, References, RefineConfig};
+use sesqui_shortcut::Landing;
 
-use crate::alone::LAYERS;
-use crate::support::{integers, plain, values};
+use crate::alone::{LAYERS, decoding, deep};
+use crate::support::{Questions, VOCABULARY, integers, plain, questions, values};
 
 /// Of the states.
 pub const WIDTH: usize = 16;
 /// Latent steps.
 pub const STEPS: usize = 4;
+
+/// States are of size 1 in each of 16 entries. Two routes differ by rounding, about 1e-6, which six
+/// steps with directions of size 1 carry on.
+pub const CLOSE: f32 = 5e-5;
+
+pub fn references(family: Family, strong: u64, weak: u64) -> References {
+    let model = |seed| Transformer::new(&deep(family), VOCABULARY, seed, &plain()).unwrap();
+    References {
+        strong: model(strong),
+        weak: model(weak),
+    }
+}
+
+pub fn search(change: impl FnOnce(&mut Search)) -> RefineConfig {
+    let mut search = Search {
+        size: 0.3,
+        start: 0,
+        ..Search::default()
+    };
+    change(&mut search);
+    RefineConfig {
+        contrastive: Contrastive::Search(search),
+        ..RefineConfig::default()
+    }
+}
+
+pub fn blend(alpha: f64, norm: Norm, start: usize) -> Residual {
+    Residual::Blend { alpha, norm, start }
+}
+
+pub fn three() -> Questions {
+    questions(&[2, 7, 4], &[0, 0, 3])
+}
+
+pub fn plan(questions: &Questions, steps: usize) -> LatentDecoding<'static> {
+    let ends = questions.iter().map(|(_, positions)| positions.last());
+    let starts: Vec<i32> = ends.map(|last| last.unwrap() + 1).collect();
+    decoding(steps, &starts, &[11, 4], Landing::SameBoundary)
+}
+
+/// Every row leaves one slot early, each another, and goes on above the bottom in the next.
+pub fn told(row: usize, slot: usize, boundary: usize) -> bool {
+    boundary == 2 && (row + slot).is_multiple_of(3)
+}
+
+pub fn bits(states: &[Tensor<3>]) -> Vec<u32> {
+    let states = states.iter().flat_map(|state| values(state.clone()));
+    states.map(f32::to_bits).collect()
+}
+
+/// An orthonormal basis of three dimensions: three of the axes, turned.
+pub fn basis() -> Tensor<2> {
+    let (c, s) = (0.6, 0.8);
+    let mut entries = vec![0.0f32; WIDTH * 3];
+    for (row, column, value) in [(0, 0, c), (5, 0, s), (0, 1, -s), (5, 1, c), (9, 2, 1.0)] {
+        entries[row * 3 + column] = value;
+    }
+    Tensor::from_data(TensorData::new(entries, [WIDTH, 3]), &plain())
+}
+
+/// Everything that can be asked for, with what it is calibrated to.
+pub fn variants() -> Vec<(RefineConfig, Option<Calibration>)> {
+    let mean: Vec<f32> = (0..WIDTH).map(|i| (i as f32).sin()).collect();
+    let mean = Calibration::Mean(Tensor::from_data(mean.as_slice(), &plain()));
+    let both = |order| RefineConfig {
+        residual: blend(0.3, Norm::Free, 1),
+        order,
+        ..search(|search| search.start = 1)
+    };
+    let residual = |residual| RefineConfig {
+        residual,
+        ..RefineConfig::default()
+    };
+    let gated = search(|search| search.direction = Direction::Gated { variance: 0.9 });
+    vec![
+        (residual(blend(0.4, Norm::Free, 1)), None),
+        (residual(blend(0.4, Norm::Kept, 2)), None),
+        (search(|_| ()), None),
+        (search(|search| search.inner_steps = 3), None),
+        (search(|search| search.context = Context::Shared), None),
+        (search(|search| search.context = Context::None), None),
+        (search(|search| search.sign = Sign::Printed), None),
+        (both(Order::ResidualFirst), None),
+        (both(Order::ContrastiveFirst), None),
+        (gated, Some(Calibration::Subspace(basis()))),
+        (
+            search(|search| search.direction = Direction::Mean),
+            Some(mean),
+        ),
+    ]
+}
 
 /// Refinement of one row as the paper's formulas say it, every output of the two models out of a whole
 /// sequence.
