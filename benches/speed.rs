@@ -104,6 +104,7 @@ fn latent(criterion: &mut Criterion) {
             rule,
             key_values: KeyValueRule::Holes,
             landing: Landing::SameBoundary,
+            refinement: None,
             answer_start: &[3],
             decoding: Decoding {
                 stop: u32::MAX,

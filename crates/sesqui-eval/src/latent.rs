@@ -5,8 +5,10 @@ use burn::tensor::Device;
 use sesqui_model::LatentTransformer;
 use sesqui_model::flops::Flops;
 use sesqui_model::latent::SlotPositions;
+use sesqui_reason::refine::LayerRuns;
 use sesqui_reason::{
-    Decoding, LatentDecoded, LatentDecoding, LatentRow, Prompt, PromptError, latent,
+    Calibrator, Decoding, LatentDecoded, LatentDecoding, LatentRow, Prompt, PromptError,
+    References, RefineConfig, Refinement, latent, latent_refined, observe,
 };
 use sesqui_shortcut::{ExitRule, KeyValueRule, Landing};
 
@@ -30,6 +32,8 @@ pub struct LatentMethod<'a> {
     pub key_values: KeyValueRule,
     /// Where a step goes on after one that left early.
     pub landing: Landing,
+    /// What is done to latents before they are fed.
+    pub refinement: Option<Refinement<'a>>,
     /// The tokens that open the answer.
     pub answer_start: &'a [u32],
     /// When the answer ends.
@@ -49,9 +53,46 @@ impl LatentMethod<'_> {
     ///
     /// When the prompt or the latent steps do not fit the model.
     pub fn decode(&self, prompt: &Prompt) -> Result<LatentDecoded, PromptError> {
+        let plan = self.plan(prompt);
+        let (model, rule, key_values, device) =
+            (self.model, self.rule, self.key_values, self.device);
+        match &self.refinement {
+            None => latent(model, rule, key_values, prompt, &plan, device),
+            Some(refinement) => {
+                latent_refined(model, rule, key_values, prompt, &plan, refinement, device)
+            }
+        }
+    }
+
+    /// Gives `calibrator` what two models make of the latents of `prompt`, wherever `config` would move
+    /// them; whatever refinement is set plays no part.
+    ///
+    /// # Errors
+    ///
+    /// When the prompt, the latent steps or the models do not fit.
+    pub fn observe(
+        &self,
+        prompt: &Prompt,
+        (config, references): (&RefineConfig, &References),
+        calibrator: &mut Calibrator,
+    ) -> Result<(), PromptError> {
+        let plan = self.plan(prompt);
+        observe(
+            self.model,
+            self.rule,
+            self.key_values,
+            prompt,
+            &plan,
+            (config, references),
+            calibrator,
+            self.device,
+        )
+    }
+
+    fn plan(&self, prompt: &Prompt) -> LatentDecoding<'_> {
         let starts = prompt.next_position.iter();
         let slots = self.latent_steps.max(self.trained_latents);
-        let plan = LatentDecoding {
+        LatentDecoding {
             latent_steps: self.latent_steps,
             slot_positions: starts
                 .clone()
@@ -67,9 +108,7 @@ impl LatentMethod<'_> {
             answer_start: self.answer_start,
             landing: self.landing,
             decoding: self.decoding,
-        };
-        let (rule, key_values) = (self.rule, self.key_values);
-        latent(self.model, rule, key_values, prompt, &plan, self.device)
+        }
     }
 
     /// What came of `prompt`, and what it cost.
@@ -125,10 +164,24 @@ impl LatentMethod<'_> {
         }
         let chosen = row.tokens.len() - self.answer_start.len() + 1;
         let heads = flops.head() * chosen as f64;
+
+        // The strong and the weak model of refinement have the student's shape.
+        let ran = |runs: LayerRuns| runs.calls as f64 * flops.layer() + flops.attention(runs.keys);
+        let beside = row.auxiliary;
+        reasoning += ran(beside.latents) + ran(beside.backward);
+        between += beside.mapped as f64 * self.model.feedback.as_ref().map_or(0.0, product);
+        between += (4 * config.d_model * beside.projected) as f64;
+        let questions = flops.layers(0, asked) + ran(beside.question);
+
+        let layer_calls = row
+            .slots
+            .iter()
+            .map(|slot| slot.layer_calls())
+            .sum::<usize>();
         Response {
             latent_steps: row.slots.len(),
-            layer_calls: row.slots.iter().map(|slot| slot.layer_calls()).sum(),
-            flops: flops.layers(0, asked) + reasoning + between + answer + heads,
+            layer_calls: layer_calls + beside.latents.calls,
+            flops: questions + reasoning + between + answer + heads,
             reason_flops: reasoning,
             tokens: row.tokens,
             slots: row.slots,

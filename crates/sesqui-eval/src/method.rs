@@ -15,7 +15,8 @@ pub struct Response {
     pub tokens: Vec<u32>,
     /// Latent steps applied.
     pub latent_steps: usize,
-    /// Layer executions while reasoning: one layer at one position is one.
+    /// Layer executions while reasoning, those of models that refine latents included: one layer at one
+    /// position is one.
     pub layer_calls: usize,
     /// What each latent step ran; empty for reasoning in words.
     pub slots: Vec<SlotTrace>,

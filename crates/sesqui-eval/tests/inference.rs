@@ -8,10 +8,14 @@
 
 #[path = "inference/alone.rs"]
 mod alone;
+#[path = "inference/by_hand.rs"]
+mod by_hand;
 #[path = "inference/costs.rs"]
 mod costs;
 #[path = "inference/decoding.rs"]
 mod decoding;
+#[path = "inference/directions.rs"]
+mod directions;
 #[path = "inference/latent.rs"]
 mod latent;
 #[path = "inference/loss.rs"]
@@ -20,6 +24,8 @@ mod loss;
 mod overfit;
 #[path = "inference/prompts.rs"]
 mod prompts;
+#[path = "inference/refine.rs"]
+mod refine;
 #[path = "inference/scoring.rs"]
 mod scoring;
 #[path = "inference/support.rs"]

@@ -8,6 +8,7 @@ use sesqui_shortcut::{ExitRule, KeyValueRule, Landing, Last, SlotTrace, Walk};
 
 use crate::decode::{Decoding, feed, go_on, prefill, read_argmax};
 use crate::prompt::{Prompt, PromptError};
+use crate::refine::{AuxiliaryWork, Calibrator, References, RefineConfig, Refinement, Refiner};
 
 /// Where latent steps and the answer stand, and when the answer ends.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,8 +40,11 @@ pub struct LatentDecoded {
     /// Time from there to the end.
     pub answer: Duration,
     /// States after the final norm, `[batch, 1, d_model]` each: of the prompt's last column, then
-    /// after every slot. A row that left its slot early keeps its older state there.
+    /// after every slot; but for the last as they were fed, refined. A row that left its slot early keeps
+    /// its older state there.
     pub states: Vec<Tensor<3>>,
+    /// All of [`LatentDecoded::states`] but the last as they were before refinement; empty without.
+    pub unrefined: Vec<Tensor<3>>,
 }
 
 /// What one row did.
@@ -52,6 +56,8 @@ pub struct LatentRow {
     pub stopped: bool,
     /// One entry per latent step.
     pub slots: Vec<SlotTrace>,
+    /// What refinement ran for it.
+    pub auxiliary: AuxiliaryWork,
 }
 
 /// Runs the prompt, then latent steps, then decodes the answer greedily, all rows in step.
@@ -69,16 +75,87 @@ pub fn latent(
     plan: &LatentDecoding<'_>,
     device: &Device,
 ) -> Result<LatentDecoded, PromptError> {
+    run(
+        model,
+        rule,
+        key_values,
+        prompt,
+        plan,
+        &mut Refiner::idle(model),
+        device,
+    )
+}
+
+/// As [`latent`], with latents refined before they are fed. What only a strong and a weak model's
+/// reading of the question takes counts as prefill.
+///
+/// # Errors
+///
+/// As [`latent`], and when `refinement` lacks what its configuration needs or its models are not of the
+/// student's shape.
+pub fn latent_refined(
+    model: &LatentTransformer,
+    rule: ExitRule<'_>,
+    key_values: KeyValueRule,
+    prompt: &Prompt,
+    plan: &LatentDecoding<'_>,
+    refinement: &Refinement<'_>,
+    device: &Device,
+) -> Result<LatentDecoded, PromptError> {
+    let mut refiner = Refiner::new(model, refinement)?;
+    run(model, rule, key_values, prompt, plan, &mut refiner, device)
+}
+
+/// Gives `calibrator` the differences `strong - weak` at every latent that `config` would move, on
+/// latents that are blended as it says and not moved.
+///
+/// # Errors
+///
+/// As [`latent_refined`].
+pub fn observe(
+    model: &LatentTransformer,
+    rule: ExitRule<'_>,
+    key_values: KeyValueRule,
+    prompt: &Prompt,
+    plan: &LatentDecoding<'_>,
+    (config, references): (&RefineConfig, &References),
+    calibrator: &mut Calibrator,
+    device: &Device,
+) -> Result<(), PromptError> {
+    let mut refiner = Refiner::observing(model, config, references)?;
+    let plan = LatentDecoding {
+        decoding: Decoding {
+            max_tokens: 0,
+            ..plan.decoding
+        },
+        ..plan.clone()
+    };
+    run(model, rule, key_values, prompt, &plan, &mut refiner, device)?;
+    refiner.report(calibrator);
+    Ok(())
+}
+
+fn run(
+    model: &LatentTransformer,
+    rule: ExitRule<'_>,
+    key_values: KeyValueRule,
+    prompt: &Prompt,
+    plan: &LatentDecoding<'_>,
+    refiner: &mut Refiner<'_>,
+    device: &Device,
+) -> Result<LatentDecoded, PromptError> {
     let backbone = &model.backbone;
     prompt.validate(backbone.vocabulary(), backbone.config().context)?;
     plan.validate(prompt.batch, model)?;
     check_shortcuts(&rule, backbone.layers.len())?;
+    refiner.validate(prompt)?;
 
     let clock = Instant::now();
     let opening = plan.answer_start.len();
     let more = plan.latent_steps + opening + plan.decoding.max_tokens;
     let (cache, hidden) = prefill(backbone, prompt, more, device);
     let states = backbone.final_norm(hidden);
+    refiner.read_question(prompt, plan.latent_steps, device);
     finish_pending(device);
     let prefill = clock.elapsed();
 
@@ -86,7 +163,9 @@ pub fn latent(
     let mut walk = Walk::new(model, cache, states, rule, key_values).with_landing(plan.landing);
     for slot in 0..plan.latent_steps {
         let positions: Vec<i32> = plan.slot_positions.iter().map(|row| row[slot]).collect();
-        walk.step(&positions, Last::All(slot + 1 == plan.latent_steps));
+        let last = slot + 1 == plan.latent_steps;
+        refiner.refine(&mut walk, slot, &positions, last);
+        walk.step(&positions, Last::All(last));
     }
     let mut states = walk.inputs().to_vec();
     let mut last = walk.states();
@@ -111,11 +190,13 @@ pub fn latent(
     let first: Vec<i32> = first.map(|&first| first + opening as i32).collect();
     let (answers, _) = go_on(backbone, &mut cache, next, &first, plan.decoding, device);
     let answer = clock.elapsed();
-    let rows = answers.into_iter().zip(slots);
-    let rows = rows.map(|(answer, slots)| LatentRow {
+    let (auxiliary, unrefined) = refiner.take_record();
+    let rows = answers.into_iter().zip(slots).zip(auxiliary);
+    let rows = rows.map(|((answer, slots), auxiliary)| LatentRow {
         tokens: [plan.answer_start, &answer.tokens].concat(),
         stopped: answer.stopped,
         slots,
+        auxiliary,
     });
     Ok(LatentDecoded {
         rows: rows.collect(),
@@ -123,6 +204,7 @@ pub fn latent(
         reasoning,
         answer,
         states,
+        unrefined,
     })
 }
 

@@ -48,6 +48,9 @@ pub enum PromptError {
     /// Latent reasoning without a latent step.
     #[error("at least one latent step is needed")]
     NoLatentSteps,
+    /// Refinement without what its configuration needs, or with a number out of range.
+    #[error("refinement of latents: {0}")]
+    Refinement(String),
     /// A token or position that the model has no row for.
     #[error("{what} {value} of row {row} is outside 0..{limit}")]
     Range {

@@ -376,6 +376,11 @@ impl<'a> Walk<'a> {
         &self.slots
     }
 
+    /// The cache so far.
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+
     /// The cache, with the slots in it.
     pub fn into_cache(self) -> KvCache {
         self.cache

@@ -114,6 +114,11 @@ impl Objective {
         }
     }
 
+    /// Whether its model reasons in latent steps.
+    pub fn has_latents(&self) -> bool {
+        matches!(self, Self::Align(_) | Self::Shortcut(_))
+    }
+
     /// The objective's name in experiment files.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -1,8 +1,11 @@
 //! How latent models reason when they are asked.
 
 use serde::{Deserialize, Serialize};
+use sesqui_reason::RefineConfig;
 
-/// The two thresholds of System-1.5 Reasoning (arXiv 2505.18962, section 2.1).
+use crate::refinement::ReferencesConfig;
+
+/// The two thresholds of System-1.5 Reasoning (arXiv 2505.18962, section 2.1), and refinement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReasoningConfig {
@@ -11,6 +14,11 @@ pub struct ReasoningConfig {
     /// A latent step leaves where a router's weight exceeds this: the paper's `lambda_depth`; 1 is
     /// never exceeded.
     pub exit_threshold: f64,
+    /// What is done to latents before they are fed, in evaluations; validation while training feeds
+    /// them as they come.
+    pub refine: RefineConfig,
+    /// Which checkpoints that takes.
+    pub references: ReferencesConfig,
 }
 
 impl Default for ReasoningConfig {
@@ -18,19 +26,24 @@ impl Default for ReasoningConfig {
         Self {
             latent_steps: 0,
             exit_threshold: 0.6,
+            refine: RefineConfig::default(),
+            references: ReferencesConfig::default(),
         }
     }
 }
 
 impl ReasoningConfig {
     /// What is wrong with the numbers, if anything: the key and the reason.
-    pub fn problem(&self) -> Option<(&'static str, String)> {
+    pub fn problem(&self) -> Option<(String, String)> {
         let threshold = self.exit_threshold;
-        (!(0.0..=1.0).contains(&threshold)).then(|| {
-            (
-                "exit_threshold",
-                format!("{threshold} is not in [0, 1]; 1 runs every layer"),
-            )
-        })
+        if !(0.0..=1.0).contains(&threshold) {
+            let reason = format!("{threshold} is not in [0, 1]; 1 runs every layer");
+            return Some(("exit_threshold".to_owned(), reason));
+        }
+        let below = |part: &str, problem: Option<(&'static str, String)>| {
+            problem.map(|(key, reason)| (format!("{part}.{key}"), reason))
+        };
+        below("refine", self.refine.problem())
+            .or_else(|| below("references", self.references.problem()))
     }
 }

@@ -158,7 +158,7 @@ pub fn evaluation_file(
             format!("-{number}")
         };
         let path = folder.join(format!("{stage}_{split}_{time}{suffix}.json"));
-        if !path.exists() {
+        if !path.exists() && !path.with_extension("grid.jsonl").exists() {
             return Ok(path);
         }
         number += 1;

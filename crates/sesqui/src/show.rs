@@ -82,8 +82,9 @@ pub fn latent_steps(
 ) -> Result<String> {
     let layers = model.backbone.layers.len();
     let mut lines = vec![format!(
-        "question's end    layers 0..{layers}   reads {}",
-        nearest(model, tokenizer, &decoded.states[0])
+        "question's end    layers 0..{layers}   reads {}{}",
+        nearest(model, tokenizer, &decoded.states[0]),
+        change(decoded, 0)
     )];
     for (index, slot) in decoded.rows[0].slots.iter().enumerate() {
         let routers: Vec<String> = slot
@@ -99,8 +100,9 @@ pub fn latent_steps(
             format!("handed on to the next step at layer {}", slot.leave)
         } else {
             format!(
-                "reads {}",
-                nearest(model, tokenizer, &decoded.states[index + 1])
+                "reads {}{}",
+                nearest(model, tokenizer, &decoded.states[index + 1]),
+                change(decoded, index + 1)
             )
         };
         lines.push(format!(
@@ -111,6 +113,19 @@ pub fn latent_steps(
         ));
     }
     Ok(lines.join("\n"))
+}
+
+/// How far refinement moved the first row's state `index` before it was fed; what the head reads is the
+/// state after that.
+fn change(decoded: &LatentDecoded, index: usize) -> String {
+    let Some(before) = decoded.unrefined.get(index) else {
+        return String::new();
+    };
+    let row = |state: &Tensor<3>| state.clone().narrow(0, 0, 1);
+    let norm = |of: Tensor<3>| of.powi_scalar(2).sum().sqrt().into_scalar::<f32>();
+    let (before, after) = (row(before), row(&decoded.states[index]));
+    let moved = norm(after - before.clone());
+    format!("   moved by {moved:.3} of {:.3}", norm(before))
 }
 
 /// The three likeliest tokens after the first row of `state` `[batch, 1, d_model]`, which is past the

@@ -109,6 +109,7 @@ impl Sweep {
                 let reasoning = ReasoningConfig {
                     exit_threshold: exit_threshold.unwrap_or(base.exit_threshold),
                     latent_steps,
+                    ..base.clone()
                 };
                 let threshold = exit_threshold.map(|value| format!(" exit_threshold={value}"));
                 let name = format!(

@@ -16,6 +16,7 @@ use sesqui_shortcut::{ExitRule, HostRouter, KeyValueRule, Landing, Shortcuts};
 use sesqui_trainer::checkpoint::load_model;
 
 use crate::experiment::{Objective, Stage};
+use crate::preparation::Prepared;
 use crate::reasoning::ReasoningConfig;
 
 /// File of a latent checkpoint that holds its [`LatentSettings`].
@@ -37,6 +38,8 @@ pub struct Latent {
     pub shortcuts: Option<Shortcuts>,
     /// What it was trained with.
     pub settings: LatentSettings,
+    /// What is done to its latents before they are fed; as they come where there is nothing.
+    pub refined: Option<Prepared>,
     hosts: Vec<HostRouter>,
 }
 
@@ -100,6 +103,7 @@ impl Latent {
             model,
             shortcuts,
             settings,
+            refined: None,
         }
     }
 
@@ -140,6 +144,7 @@ impl Latent {
             rule: self.rule(reasoning.exit_threshold),
             key_values: self.settings.key_values,
             landing: self.settings.landing,
+            refinement: self.refined.as_ref().map(Prepared::refinement),
             answer_start: answer_start(task),
             decoding: decoding(task, config),
         }
@@ -211,6 +216,22 @@ impl Trained {
         match self {
             Self::Tokens(backbone) => backbone,
             Self::Latent(latent) => &latent.model.backbone,
+        }
+    }
+
+    /// From now on refines latents with `refinement`, or feeds them as they come; what tables call the
+    /// model of `stage` then. Nothing changes where there are no latents.
+    pub fn refine(&mut self, stage: &str, refinement: Option<&Prepared>) -> String {
+        match (self, refinement) {
+            (Self::Tokens(_), _) => stage.to_owned(),
+            (Self::Latent(latent), None) => {
+                latent.refined = None;
+                stage.to_owned()
+            }
+            (Self::Latent(latent), Some(refinement)) => {
+                latent.refined = Some(refinement.clone());
+                format!("{stage}, {}", refinement.label)
+            }
         }
     }
 

@@ -459,7 +459,7 @@ fn texts(problem: &Problem) -> impl Iterator<Item = &str> {
 }
 
 /// `limit` indices spread evenly over `0..n`, all of them for 0: splits may be sorted by difficulty.
-fn spread(n: usize, limit: usize) -> impl Iterator<Item = usize> {
+pub(crate) fn spread(n: usize, limit: usize) -> impl Iterator<Item = usize> {
     let limit = if limit == 0 { n } else { limit.min(n) };
     (0..limit).map(move |index| index * n / limit.max(1))
 }

@@ -139,14 +139,32 @@ impl Row<'_> {
     }
 }
 
+/// What happens to a latent that a slot is fed at the bottom: slot, position, latent, and the row's
+/// cache before the slot.
+pub type Hook<'a> = &'a mut dyn FnMut(usize, i32, Tensor<3>, &KvCache) -> Tensor<3>;
+
 /// Answers one question.
 pub fn alone(
+    model: &LatentTransformer,
+    shortcuts: Option<&Shortcuts>,
+    rule: (Leave<'_>, KeyValueRule),
+    question: &(Vec<i32>, Vec<i32>),
+    plan: &LatentDecoding<'_>,
+    row: usize,
+) -> Alone {
+    let as_it_is: Hook<'_> = &mut |_, _, latent, _| latent;
+    alone_refined(model, shortcuts, rule, question, plan, row, as_it_is)
+}
+
+/// As [`alone`], with latents changed before they are fed.
+pub fn alone_refined(
     model: &LatentTransformer,
     shortcuts: Option<&Shortcuts>,
     (leave, key_values): (Leave<'_>, KeyValueRule),
     (ids, positions): &(Vec<i32>, Vec<i32>),
     plan: &LatentDecoding<'_>,
     row: usize,
+    refine: Hook<'_>,
 ) -> Alone {
     let config = model.backbone.config();
     let mut found = Alone::default();
@@ -169,6 +187,8 @@ pub fn alone(
         let (mut boundary, mut hidden) = match waiting.take() {
             None => {
                 found.fed_back += 1;
+                z = refine(slot, position, z, &cells.cache);
+                *found.states.last_mut().unwrap() = values(z.clone());
                 (0, model.latent_inputs(z.clone(), at))
             }
             Some((left, hidden)) => {

@@ -65,6 +65,7 @@ fn flops_and_layer_calls_are_what_ran() {
                     rule,
                     key_values,
                     landing: Landing::SameBoundary,
+                    refinement: None,
                     answer_start: &[11, 4],
                     decoding: Decoding {
                         stop: 7,

@@ -14,6 +14,8 @@ use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
 use sesqui::output::say;
+use sesqui::preparation::{Preparation, check_arguments};
+use sesqui::refinement::Variant;
 use sesqui::reopened;
 use sesqui::screen::spinner;
 use sesqui::stage::checkpoint_name;
@@ -66,6 +68,11 @@ struct Arguments {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     latent_steps: Vec<usize>,
 
+    /// Refine latents: KEY=VALUE, … of [reasoning.refine], for example residual=0.05; repeatable, each
+    /// measured beside plain latents [default: as configured]
+    #[arg(long, value_name = "TABLE")]
+    refine: Vec<String>,
+
     /// What to do with a question that, with its reasoning, is too long for the model
     #[arg(long, value_enum, default_value_t = TooLongChoice::Fail)]
     too_long: TooLongChoice,
@@ -102,6 +109,8 @@ Examples:
   evaluate runs/first/checkpoints/cot/step-00000250 --timing-questions 0
   evaluate runs/first --stage cot --set data.kind=svamp --too-long skip --out results
   evaluate runs/first --stage system15 --exit-threshold 0.1,0.3,0.5,0.8,1 --latent-steps 1,2,4,6
+  evaluate runs/first --stage latent --refine residual=0.05 --refine contrastive=0.03
+  evaluate runs/first --stage latent --refine 'contrastive={ size=0.3, direction={ variance=0.9 } }'
 Exit codes: 0 done, 1 failed, 2 wrong use.";
 
 fn main() -> ExitCode {
@@ -126,17 +135,21 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
             .iter()
             .try_for_each(|opened| reopened::takes_latent_steps(opened, flag))?;
     }
+    check_arguments(&arguments.refine, &checkpoints)?;
     let mut rows = Vec::new();
     let mut written = Vec::new();
     let mut bench: Option<(Workbench, Experiment)> = None;
     for opened in &checkpoints {
         say(opening(opened))?;
-        let model = opened.load(&device)?;
+        let mut model = opened.load(&device)?;
         // The stages of a run share data, tokenizer and layout.
         let (workbench, experiment) = match bench.take() {
             Some(bench) if bench.0.layout == opened.layout => bench,
             _ => self::bench(arguments, opened)?,
         };
+        let variants = Variant::all(&arguments.refine, &experiment.reasoning)?;
+        let refinements = Preparation::new(&workbench, &experiment, &device)
+            .plain_and(&variants, &model, opened)?;
         let folder = arguments
             .out
             .clone()
@@ -159,39 +172,41 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
             let fitting = Fitting::new(&task, &room, too_long)?;
             let task = fitting.task(&task);
             notes(&task, &fitting)?;
-            let subject = Subject {
-                method: &opened.state.stage,
-                checkpoint: checkpoint_name(&opened.state.stage, &opened.folder),
-                seed: opened.experiment.seed,
-            };
-            let file = match &folder {
-                Some(folder) => Some(place(folder, &subject, &task, started)?),
-                None => None,
-            };
             let config = &experiment.evaluation;
-            if sweep.is_grid() {
-                let file = file.map(|file| file.with_extension("grid.jsonl"));
-                let base = &experiment.reasoning;
-                let at = file.as_deref();
-                let cells = sweep.measure(&model, &device, &task, config, base, &subject, at)?;
-                say(format!(
-                    "\n{} on {} {}",
-                    subject.method, task.dataset, task.split
-                ))?;
-                say(grid(&cells))?;
+            for refinement in &refinements {
+                let stage = &opened.state.stage;
+                let name = model.refine(stage, refinement.as_ref());
+                let subject = Subject {
+                    method: &name,
+                    checkpoint: checkpoint_name(stage, &opened.folder),
+                    seed: opened.experiment.seed,
+                };
+                let file = match &folder {
+                    Some(folder) => Some(place(folder, stage, &task, started)?),
+                    None => None,
+                };
+                if sweep.is_grid() {
+                    let file = file.map(|file| file.with_extension("grid.jsonl"));
+                    let base = &experiment.reasoning;
+                    let at = file.as_deref();
+                    let cells =
+                        sweep.measure(&model, &device, &task, config, base, &subject, at)?;
+                    say(format!("\n{name} on {} {}", task.dataset, task.split))?;
+                    say(grid(&cells))?;
+                    written.extend(file);
+                    continue;
+                }
+                rows.push(measure(
+                    &model,
+                    &device,
+                    task,
+                    config,
+                    &sweep.single(&experiment.reasoning),
+                    &subject,
+                    file.as_deref(),
+                )?);
                 written.extend(file);
-                continue;
             }
-            rows.push(measure(
-                &model,
-                &device,
-                task,
-                config,
-                &sweep.single(&experiment.reasoning),
-                &subject,
-                file.as_deref(),
-            )?);
-            written.extend(file);
         }
         bench = Some((workbench, experiment));
     }
@@ -318,13 +333,8 @@ fn notes(task: &Task<'_>, fitting: &Fitting) -> Result<()> {
     Ok(())
 }
 
-fn place(
-    folder: &Path,
-    subject: &Subject<'_>,
-    task: &Task<'_>,
-    started: Timestamp,
-) -> Result<PathBuf> {
+fn place(folder: &Path, stage: &str, task: &Task<'_>, started: Timestamp) -> Result<PathBuf> {
     std::fs::create_dir_all(folder)
         .with_context(|| format!("cannot create {}", folder.display()))?;
-    reopened::evaluation_file(folder, subject.method, task.split, started)
+    reopened::evaluation_file(folder, stage, task.split, started)
 }

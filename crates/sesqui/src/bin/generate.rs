@@ -12,8 +12,10 @@ use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
 use sesqui::output::say;
+use sesqui::preparation::{Preparation, Prepared, check_arguments};
 use sesqui::reasoning::ReasoningConfig;
-use sesqui::trained::Trained;
+use sesqui::refinement::Variant;
+use sesqui::trained::{Latent, Trained};
 use sesqui::workbench::{Workbench, data_root};
 use sesqui::{reopened, show};
 use sesqui_dataset::encode::encode_problem;
@@ -65,6 +67,10 @@ struct Arguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     latent_steps: Option<u32>,
 
+    /// Refine latents, for example residual=0.05; as `evaluate --refine` [default: as configured]
+    #[arg(long, value_name = "TABLE")]
+    refine: Option<String>,
+
     #[command(flatten)]
     place: PlaceArguments,
 }
@@ -86,6 +92,7 @@ impl Arguments {
                 .latent_steps
                 .map_or(base.latent_steps, |steps| steps as usize),
             exit_threshold: self.exit_threshold.unwrap_or(base.exit_threshold),
+            ..base.clone()
         };
         match reasoning.problem() {
             Some((_, reason)) => Err(Misuse(format!("--exit-threshold: {reason}")).into()),
@@ -100,6 +107,7 @@ Examples:
   generate runs/first --stage no_cot --split test --index 17
   generate runs/first/checkpoints/cot/step-00000250 --split validation --index 0
   generate runs/first --stage system15 --exit-threshold 0.5 --split test --index 17
+  generate runs/first --stage latent --refine contrastive=0.03 --split test --index 17
 Exit codes: 0 done, 1 failed, 2 wrong use.";
 
 fn main() -> ExitCode {
@@ -125,6 +133,7 @@ fn generate(arguments: &Arguments) -> Result<()> {
     if let Some(flag) = arguments.latent_flag() {
         reopened::takes_latent_steps(&opened, flag)?;
     }
+    check_arguments(arguments.refine.as_slice(), std::slice::from_ref(&opened))?;
     match (&arguments.question, &arguments.split) {
         (Some(question), _) => {
             let problem = Problem {
@@ -169,7 +178,7 @@ fn answer(
     task: &Task<'_>,
     known: bool,
 ) -> Result<()> {
-    let model = opened.load(device)?;
+    let mut model = opened.load(device)?;
     let flag = arguments.latent_steps.map(|steps| steps as usize);
     let room = Room::new(&model, Asked::new(flag, &opened.experiment.reasoning));
     if let Some(reason) = room.misfit(&task.encoded[0], task.layout) {
@@ -183,6 +192,10 @@ fn answer(
     let prompt = task.prompt(0..1)?;
     if let Some(note) = show::unknown_characters(task)? {
         say(note)?;
+    }
+    let variants = Variant::all(arguments.refine.as_slice(), &reasoning)?;
+    if let (Trained::Latent(latent), Some(variant)) = (&mut model, variants.first()) {
+        latent.refined = Some(prepare(arguments, opened, device, variant, latent)?);
     }
     let responses = match &model {
         Trained::Tokens(_) => {
@@ -202,4 +215,19 @@ fn answer(
         }
     };
     say(show::response(task, &responses, known)?)
+}
+
+/// Models and calibration of a refinement, with the data of the run.
+fn prepare(
+    arguments: &Arguments,
+    opened: &Opened,
+    device: &burn::tensor::Device,
+    variant: &Variant,
+    student: &Latent,
+) -> Result<Prepared> {
+    let experiment = &opened.experiment;
+    let root = data_root(arguments.place.data_root.as_deref());
+    let workbench = Workbench::reopen(experiment, &root, opened.tokenizer.clone(), opened.layout)?;
+    let mut preparation = Preparation::new(&workbench, experiment, device);
+    preparation.prepare(variant, student, opened)
 }

@@ -12,12 +12,15 @@ use sesqui::events::Events;
 use sesqui::measure::{Subject, measure, ratios, table};
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{INTERRUPTED, report};
+use sesqui::opened::Opened;
 use sesqui::output::say;
+use sesqui::preparation::Preparation;
+use sesqui::refinement::Variant;
 use sesqui::screen::{RendererChoice, spinner, stop_on_ctrl_c};
 use sesqui::stage::{Outlets, Run, checkpoint_name};
 use sesqui::start::check_starts;
 use sesqui::workbench::{Workbench, data_root};
-use sesqui::{describe, provenance};
+use sesqui::{describe, preparation, provenance};
 use sesqui_run::{EventKind, RowWriter, RunDirectory, RunPaths, Summary};
 use sesqui_trainer::Stop;
 
@@ -89,6 +92,7 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     let workbench = Workbench::new(experiment, &data_root(arguments.place.data_root.as_deref()))?;
     waiting.finish_and_clear();
     check_starts(experiment, &workbench)?;
+    preparation::check(experiment)?;
     if arguments.dry_run {
         say(&resolved.text)?;
         say(describe::dry_run(experiment, &workbench, &device)?)?;
@@ -152,29 +156,41 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
         config_hash: resolved.hash.clone(),
         ..Summary::default()
     };
-    for (stage, model, folder) in &trained {
-        let subject = Subject {
-            method: &stage.name,
-            checkpoint: checkpoint_name(&stage.name, folder),
-            seed: experiment.seed,
+    let variants: Vec<Variant> = Variant::configured(&experiment.reasoning)
+        .into_iter()
+        .collect();
+    let mut preparation = Preparation::new(&workbench, experiment, &device);
+    for (stage, model, folder) in &mut trained {
+        let refinements = match variants.as_slice() {
+            [] => vec![None],
+            variants => preparation.plain_and(variants, model, &Opened::checkpoint(folder)?)?,
         };
-        for task in workbench.test_tasks(experiment) {
-            if interrupter.should_stop() {
-                events.of_run(EventKind::Interrupted)?;
-                return interrupted(&directory);
+        for refinement in refinements {
+            let name = model.refine(&stage.name, refinement.as_ref());
+            let subject = Subject {
+                method: &name,
+                checkpoint: checkpoint_name(&stage.name, folder),
+                seed: experiment.seed,
+            };
+            let refined = refinement.map_or("", |_| "_refined");
+            for task in workbench.test_tasks(experiment) {
+                if interrupter.should_stop() {
+                    events.of_run(EventKind::Interrupted)?;
+                    return interrupted(&directory);
+                }
+                let config = &experiment.evaluation;
+                let file = format!("{}{refined}_{}", stage.name, task.split);
+                let row = measure(
+                    model,
+                    &device,
+                    task,
+                    config,
+                    &experiment.reasoning,
+                    &subject,
+                    Some(&directory.evaluation(&file)?),
+                )?;
+                summary.rows.push(row);
             }
-            let config = &experiment.evaluation;
-            let file = directory.evaluation(&format!("{}_{}", stage.name, task.split))?;
-            let row = measure(
-                model,
-                &device,
-                task,
-                config,
-                &experiment.reasoning,
-                &subject,
-                Some(&file),
-            )?;
-            summary.rows.push(row);
         }
     }
     summary.write(&directory.summary())?;

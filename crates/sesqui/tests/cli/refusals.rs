@@ -56,6 +56,22 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "train",
+        &[
+            "--set",
+            "reasoning.refine.residual={ kind = \"blend\", alpha = 2.0 }",
+        ],
+        "reasoning.refine.residual.alpha: 2 is not in [0, 1]; 0 is plain decoding",
+    ),
+    (
+        "train",
+        &[
+            "--set",
+            "reasoning.references.weak={ kind = \"early\", low = 0.7, high = 0.6 }",
+        ],
+        "reasoning.references.weak: 0.7 to 0.6 is no range of shares within [0, 1]",
+    ),
+    (
+        "train",
         &["--set", "stages.system15.initialize.stage=cot"],
         "stages.system15.initialize: cot has objective cot, but shortcuts are learned over an \
          aligned student; start from latent",

@@ -129,6 +129,7 @@ fn a_run_can_be_trained_evaluated_asked_and_exported() {
 
     evaluations(&at, &summary);
     grid(path);
+    refinements(&at);
     questions(path);
     export(&at, folder.path());
     joint(&folder.path().join("joint"));
@@ -457,6 +458,114 @@ fn grid(path: &str) {
             "{}",
             refused.error
         );
+    }
+}
+
+/// Variants of refinement in one table, plain latents first.
+fn refinements(at: &Path) {
+    let path = at.to_str().unwrap();
+    let words = ["--questions", "10", "--timing-questions", "0"];
+    let variants = [
+        "residual=0.5",
+        "contrastive=0.3, residual=0.5",
+        r#"contrastive={ direction=0.9, context="shared" }"#,
+        r#"contrastive={ direction="mean" }"#,
+        r#"contrastive={ direction="differentiated", sign="printed", inner_steps=2 }"#,
+    ];
+    let mut arguments = vec![
+        path,
+        "--stage",
+        "system15",
+        "--set",
+        "reasoning.references.questions=9",
+    ];
+    arguments.extend(words);
+    variants
+        .iter()
+        .for_each(|variant| arguments.extend(["--refine", variant]));
+    let out = succeed("evaluate", &arguments);
+    let labels = [
+        "system15",
+        "system15, residual 0.5",
+        "system15, residual 0.5, contrastive 0.3",
+        "system15, contrastive 0.03, gated 0.9, shared context",
+        "system15, contrastive 0.03, mean direction",
+        "system15, contrastive 0.03, printed sign, differentiated, 2 times",
+    ];
+    let summaries: Vec<Value> = out
+        .lines()
+        .filter_map(|line| line.strip_prefix("written: "))
+        .map(|line| json(Path::new(line.strip_suffix(" and .jsonl").unwrap())))
+        .map(|file| file["summary"].clone())
+        .collect();
+    let methods: Vec<&str> = summaries
+        .iter()
+        .map(|row| row["method"].as_str().unwrap())
+        .collect();
+    assert_eq!(methods, labels, "{out}");
+    let calls = |row: usize| summaries[row]["layer_calls"].as_f64().unwrap();
+    let flops = |row: usize| summaries[row]["reason_flops"].as_f64().unwrap();
+    // Blending and a fixed direction run nothing more, two models do.
+    assert!(flops(2) > flops(1) && calls(2) > calls(1));
+    assert!(flops(5) > flops(2), "{out}");
+    for part in [
+        "refinement: strong ",
+        "checkpoints/cot/step-00000020, ",
+        "calibrated on ",
+        " latents of train questions, rank 1",
+    ] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    let asked = [path, "--stage", "latent", "--question", "a=3+5;b=a*2;"];
+    let out = succeed(
+        "generate",
+        &[&asked[..], &["--refine", "residual=0.5"]].concat(),
+    );
+    let moved = out
+        .lines()
+        .filter(|line| line.contains("   moved by "))
+        .count();
+    // Every latent that is fed, the first of which has none before it.
+    assert_eq!(moved, 6, "{out}");
+    assert!(out.contains("   moved by 0.000 of "), "{out}");
+    let alone = at.join("checkpoints/cot/step-00000020");
+    let alone = alone.to_str().unwrap();
+    let same = format!("contrastive=1, references={{ strong='{alone}', weak='{alone}' }}");
+    let gated = format!(
+        "contrastive={{ direction=\"mean\" }}, references={{ strong='{alone}', weak='{alone}' }}"
+    );
+    let out = succeed("generate", &[&asked[..], &["--refine", &same]].concat());
+    assert_eq!(out.matches("   moved by 0.000 of ").count(), 6, "{out}");
+    let refused = run(
+        "generate",
+        &[
+            path,
+            "--stage",
+            "cot",
+            "--question",
+            "?",
+            "--refine",
+            "residual=1",
+        ],
+    );
+    assert_eq!(refused.code, Some(2), "{}", refused.error);
+    assert!(
+        refused.error.contains("there are no latents to refine"),
+        "{}",
+        refused.error
+    );
+    for (variant, part) in [
+        ("residual=2", "residual.alpha: 2 is not in [0, 1]"),
+        (
+            "contrastive=1, references={ weak='runs/none' }",
+            "runs/none is not a checkpoint folder",
+        ),
+        (&gated, "agree on every one of "),
+        ("residual=0.5, contrast=1", "unknown field `contrast`"),
+    ] {
+        let refused = run("generate", &[&asked[..], &["--refine", variant]].concat());
+        assert_eq!(refused.code, Some(2), "{}", refused.error);
+        assert!(refused.error.contains(part), "{}", refused.error);
     }
 }
 
