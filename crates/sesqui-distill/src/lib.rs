@@ -2,13 +2,15 @@
 //!
 //! In here: objectives as Burn train steps over a backbone, and the batches they read: supervised
 //! fine-tuning with a chain of thought and without; the two stages of System-1.5 Reasoning (arXiv
-//! 2505.18962), language-to-latent alignment and shortcut learning.
+//! 2505.18962), language-to-latent alignment and shortcut learning. Beside them, what a step is worth to
+//! the answer under a chain-of-thought model.
 //!
 //! Must never be in here: a loop, the choice of a device, a file. The trainer supplies the loop and
 //! the shape of what a step reports.
 
 pub mod align;
 pub mod batches;
+pub mod importance;
 pub mod latent;
 pub mod loss;
 pub mod rollout;

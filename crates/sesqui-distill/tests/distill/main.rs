@@ -11,6 +11,7 @@ mod composition;
 mod edges;
 mod feeding;
 mod gradients;
+mod importance;
 mod latents;
 mod losses;
 mod reference;
