@@ -9,19 +9,20 @@ use jiff::Timestamp;
 use sesqui::cli::PlaceArguments;
 use sesqui::experiment::Experiment;
 use sesqui::fitting::Fitting;
-use sesqui::measure::{Subject, legend, measure, table};
+use sesqui::measure::{Measured, Subject, legend, measure, table};
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
 use sesqui::output::say;
-use sesqui::reopened;
 use sesqui::screen::spinner;
 use sesqui::stage::checkpoint_name;
-use sesqui::sweep::{Sweep, grid};
+use sesqui::sweep::{Cell, Sweep, fullest, grid, heading};
 use sesqui::trained::Trained;
 use sesqui::workbench::{Workbench, data_root};
+use sesqui::{compare, reopened};
 use sesqui_dataset::batch::TooLong;
 use sesqui_eval::Task;
+use sesqui_run::SummaryRow;
 
 /// Evaluate trained models and print one table.
 ///
@@ -65,6 +66,12 @@ struct Arguments {
     /// Numbers of latent steps; several make a grid [default: as trained]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     latent_steps: Vec<usize>,
+
+    /// Method that others measured on the same split are compared with: a stage, or of a grid
+    /// `<stage> exit_threshold=… latent_steps=…` [default: the chain-of-thought stage; of a grid the cell
+    /// with most layer calls]
+    #[arg(long, value_name = "NAME")]
+    reference: Option<String>,
 
     /// What to do with a question that is too long for the model
     #[arg(long, value_enum, default_value_t = TooLongChoice::Fail)]
@@ -119,7 +126,18 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
     let sweep = sweep(arguments)?;
     let device = arguments.place.backend.device()?;
     let checkpoints = reopened::checkpoints(&arguments.path, arguments.stage.as_deref())?;
-    let mut rows = Vec::new();
+    if let Some(name) = &arguments.reference {
+        let stage = name.split(' ').next().unwrap_or_default();
+        let stages: Vec<&str> = checkpoints
+            .iter()
+            .map(|opened| &*opened.state.stage)
+            .collect();
+        if !stages.contains(&stage) {
+            let stages = stages.join(", ");
+            return Err(Misuse(format!("--reference {name}: evaluated are {stages}")).into());
+        }
+    }
+    let mut measured = Vec::new();
     let mut written = Vec::new();
     let mut bench: Option<(Workbench, Experiment)> = None;
     for opened in &checkpoints {
@@ -158,15 +176,19 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
                 let base = &experiment.reasoning;
                 let at = file.as_deref();
                 let cells = sweep.measure(&model, &device, &task, config, base, &subject, at)?;
-                say(format!(
-                    "\n{} on {} {}",
-                    subject.method, task.dataset, task.split
-                ))?;
+                say(format!("\n{}", heading(&cells, subject.method)))?;
                 say(grid(&cells))?;
-                written.extend(file);
+                let base = fullest(&cells).map(|cell| cell.summary.method.clone());
+                let base = arguments.reference.clone().or(base).unwrap_or_default();
+                let cells: Vec<Measured> = cells.into_iter().map(Cell::into_measured).collect();
+                paired(&cells, &base)?;
+                if let Some(file) = file {
+                    written.push(file.with_extension("svg"));
+                    written.push(file);
+                }
                 continue;
             }
-            rows.push(measure(
+            measured.push(measure(
                 &model,
                 &device,
                 task,
@@ -179,10 +201,13 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
         }
         bench = Some((workbench, experiment));
     }
-    if !rows.is_empty() {
+    if !measured.is_empty() {
+        let rows: Vec<SummaryRow> = measured.iter().map(|found| found.summary.clone()).collect();
         say(table(&rows))?;
     }
     if let Some((_, experiment)) = &bench {
+        let base = arguments.reference.as_deref().or(experiment.reference());
+        paired(&measured, base.unwrap_or_default())?;
         say(legend(&experiment.evaluation))?;
     }
     for file in &written {
@@ -196,6 +221,12 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
         say("nothing written: PATH lies in no run directory; --out DIR names a folder")?;
     }
     Ok(())
+}
+
+/// Shows what differs, question by question, from the method called `reference`.
+fn paired(measured: &[Measured], reference: &str) -> Result<()> {
+    let compared = compare::compare(&compare::beside(measured, reference), compare::SEED)?;
+    compare::table(&compared).map_or(Ok(()), say)
 }
 
 /// The thresholds asked for.

@@ -17,7 +17,7 @@ use sesqui::screen::{RendererChoice, spinner, stop_on_ctrl_c};
 use sesqui::stage::{Outlets, Run, checkpoint_name};
 use sesqui::start::check_starts;
 use sesqui::workbench::{Workbench, data_root};
-use sesqui::{describe, provenance};
+use sesqui::{compare, describe, provenance};
 use sesqui_run::{EventKind, RowWriter, RunDirectory, RunPaths, Summary};
 use sesqui_trainer::Stop;
 
@@ -146,6 +146,7 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     }
     renderer.close();
 
+    let mut measured = Vec::new();
     let mut summary = Summary {
         run: directory.name(),
         variant: arguments.config.variant(),
@@ -165,7 +166,7 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
             }
             let config = &experiment.evaluation;
             let file = directory.evaluation(&format!("{}_{}", stage.name, task.split))?;
-            let row = measure(
+            let found = measure(
                 model,
                 &device,
                 task,
@@ -174,17 +175,18 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
                 &subject,
                 Some(&file),
             )?;
-            summary.rows.push(row);
+            summary.rows.push(found.summary.clone());
+            measured.push(found);
         }
     }
     summary.write(&directory.summary())?;
     events.of_run(EventKind::Finished)?;
     say(table(&summary.rows))?;
-    if let Some(text) = experiment
-        .reference()
-        .and_then(|name| ratios(&summary.rows, name))
-    {
-        say(text)?;
+    if let Some(name) = experiment.reference() {
+        let compared = compare::compare(&compare::beside(&measured, name), compare::SEED)?;
+        for text in [ratios(&summary.rows, name), compare::table(&compared)] {
+            text.map_or(Ok(()), say)?;
+        }
     }
     say(sesqui::measure::legend(&experiment.evaluation))?;
     say(format!("run directory: {}", directory.folder().display()))?;
