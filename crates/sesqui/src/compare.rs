@@ -1,6 +1,6 @@
 //! Methods beside a reference on the same questions: which, read from where, shown how.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -16,6 +16,9 @@ use crate::workbench::VALIDATION;
 
 /// Seed of the bootstrap.
 pub const SEED: u64 = 1;
+
+/// Questions on which two methods differ, below which bootstrap quantiles say little.
+const FEW: usize = 10;
 
 /// A method and the reference that it is compared with.
 #[derive(Clone, Copy, Debug)]
@@ -47,8 +50,8 @@ pub struct Compared {
     pub split: String,
     /// Seeds of the runs; several where they are pooled. Ids then have `<seed>:` before them.
     pub seeds: Vec<u64>,
-    /// Whether some question stands in more than one of the pooled runs, which counts it as often.
-    pub shared_questions: bool,
+    /// Answers to a question that several of the pooled runs were asked; each counts by itself.
+    pub shared_questions: usize,
     /// What was found.
     #[serde(flatten)]
     pub comparison: Comparison,
@@ -119,7 +122,7 @@ pub fn compare(couples: &[Couple<'_>], seed: u64) -> Result<Vec<Compared>> {
                 pair(&couple.reference.answers, &couple.other.answers).map_err(|error| {
                     Misuse(format!("{method} beside {reference}, {split}: {error}"))
                 })?;
-            rows.push(row(std::slice::from_ref(&pairs), vec![seed], false));
+            rows.push(row(std::slice::from_ref(&pairs), vec![seed], 0));
             seeds.push(seed);
             pooled.push(of_seed(pairs, seed));
         }
@@ -139,25 +142,26 @@ fn of_seed(pairs: Vec<Pair>, seed: u64) -> Vec<Pair> {
     pairs.into_iter().map(named).collect()
 }
 
-fn shared_questions(strata: &[&Couple<'_>]) -> bool {
-    let mut seen = BTreeSet::new();
-    let questions = strata.iter().flat_map(|couple| &couple.other.answers);
-    questions
-        .map(|row| row.question.as_str())
-        .any(|question| !seen.insert(question))
+/// Answers to questions that stand in more than one stratum.
+fn shared_questions(strata: &[&Couple<'_>]) -> usize {
+    let mut times: BTreeMap<&str, usize> = BTreeMap::new();
+    for row in strata.iter().flat_map(|couple| &couple.other.answers) {
+        *times.entry(&row.question).or_default() += 1;
+    }
+    times.into_values().filter(|times| *times > 1).sum()
 }
 
 /// The comparisons as a table, with what its columns mean; `None` where there are none.
 pub fn table(rows: &[Compared]) -> Option<String> {
-    if rows.is_empty() {
-        return None;
-    }
+    let first = rows.first()?;
+    let one = rows.iter().all(|row| row.reference == first.reference);
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     table.set_header([
-        "paired",
-        "beside",
-        "dataset",
+        &match one {
+            true => format!("paired with {}", first.reference),
+            false => "paired".to_owned(),
+        },
         "split",
         "seed",
         "n",
@@ -171,10 +175,11 @@ pub fn table(rows: &[Compared]) -> Option<String> {
         let found = &row.comparison;
         let points = |share: f64| format!("{:+.1}", 100.0 * share);
         table.add_row([
-            row.method.clone(),
-            row.reference.clone(),
-            row.dataset.clone(),
-            row.split.clone(),
+            match one {
+                true => row.method.clone(),
+                false => format!("{} with {}", row.method, row.reference),
+            },
+            format!("{} {}", row.dataset, row.split),
             match row.seeds.as_slice() {
                 [seed] => seed.to_string(),
                 seeds => format!("{} pooled", seeds.len()),
@@ -191,36 +196,54 @@ pub fn table(rows: &[Compared]) -> Option<String> {
             probability(found.p),
         ]);
     }
-    for column in table.column_iter_mut().skip(4) {
+    for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    let mut text = format!(
-        "{table}\nOn the same questions. Won: only this method was right; lost: only the other. p: \
-         McNemar's exact test,\ntwo-sided, not corrected for the number of rows. Interval of the \
-         difference in points: {DRAWS} bootstrap draws of questions."
-    );
+    let notes = notes(rows).into_iter();
+    Some(notes.fold(table.to_string(), |text, note| format!("{text}\n{note}")))
+}
+
+/// What the columns of the table mean, and what its rows do not show.
+fn notes(rows: &[Compared]) -> Vec<String> {
+    let mut notes = vec![
+        "Same questions. Won: only this method was right; lost: only the other. p: McNemar's exact test, \
+         two-sided,"
+            .to_owned(),
+        format!(
+            "not corrected for the number of rows. Interval of the difference in points: {DRAWS} bootstrap \
+             draws of questions."
+        ),
+    ];
+    let differ = |row: &Compared| row.comparison.won.len() + row.comparison.lost.len();
+    if rows.iter().any(|row| (1..FEW).contains(&differ(row))) {
+        notes.push(format!(
+            "Where fewer than {FEW} questions differ, go by p: the interval is too narrow."
+        ));
+    }
     let mut splits: Vec<&str> = rows.iter().map(|row| row.split.as_str()).collect();
     splits.dedup();
     if splits.iter().any(|split| *split != VALIDATION) {
-        text.push_str(&format!(
-            "\nMeasured on {}: choose nothing by a test set.",
+        notes.push(format!(
+            "Measured on {}: choose nothing by a test set.",
             splits.join(", ")
         ));
     }
     if rows.iter().any(|row| row.seeds.len() > 1) {
-        text.push_str(
-            "\nPooled: questions drawn within each seed. How far training again moves a result, only the \
-             seeds show.",
+        notes.push(
+            "Pooled: questions drawn within each seed. How far training again moves a result, only the \
+             seeds show."
+                .to_owned(),
         );
     }
-    if rows.iter().any(|row| row.shared_questions) {
-        text.push_str(
-            "\nThe pooled seeds have questions in common, each counted as if it were another one: their p \
-             is too small\nand their interval too narrow where models of different seeds fail at the same \
-             questions.",
-        );
+    for row in rows.iter().filter(|row| row.shared_questions > 0) {
+        notes.push(format!(
+            "{}: {} of {} pooled answers are to questions that several seeds were asked, and count one by \
+             one; where\nmodels of different seeds fail at the same questions, p is too small and the \
+             interval too narrow.",
+            row.method, row.shared_questions, row.comparison.n
+        ));
     }
-    Some(text)
+    notes
 }
 
 fn probability(p: f64) -> String {
@@ -388,12 +411,12 @@ mod tests {
             (&[1, 2][..], 4)
         );
         assert_eq!(rows[2].comparison.lost, ["1:q0", "2:q1"]);
-        assert!(!rows[2].shared_questions);
+        assert_eq!(rows[2].shared_questions, 0);
         assert!(table(&rows).unwrap().contains("2 pooled"));
         // The same run twice asks the same questions twice.
         let twice = compare(&[couple(0), couple(0)], SEED).unwrap();
-        assert!(twice[2].shared_questions);
-        assert!(table(&twice).unwrap().contains("questions in common"));
+        assert_eq!(twice[2].shared_questions, 4);
+        assert!(table(&twice).unwrap().contains("4 of 4 pooled answers"));
     }
 
     #[test]

@@ -66,7 +66,7 @@ fn draw<'a>(
     write("exit threshold", 13, &BLACK, (MARGIN.0 / 2, top - 14))?;
     for (column, cell) in grid.first().copied().unwrap_or_default().iter().enumerate() {
         let at = (MARGIN.0 + column as i32 * CELL.0 + middle, top - 14);
-        let steps = format!("{} latent steps", steps_label(cell));
+        let steps = format!("latent steps: {}", steps_label(cell));
         write(&steps, 13, &BLACK, at)?;
     }
     let shade = Shade::of(cells);
@@ -162,7 +162,7 @@ mod tests {
             "2.00 calls",
             "75.0 %",
             "9.50 calls",
-            "3 latent steps",
+            "latent steps: 3",
             "\n0.1\n",
             "#F7FBFF",
             "#08519C",

@@ -45,7 +45,7 @@ pub fn comparisons(at: &Path, folder: &Path) {
     }
     let text = succeed("compare", &[path, path, "--reference", "latent"]);
     assert!(
-        text.contains("2 pooled") && text.contains("questions in common"),
+        text.contains("2 pooled") && text.contains("40 of 40 pooled answers"),
         "{text}"
     );
 
