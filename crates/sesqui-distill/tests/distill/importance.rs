@@ -76,9 +76,9 @@ fn reference(
     };
     let mut nats = vec![0.0; problem.steps.len()];
     let mut gone: Vec<usize> = Vec::new();
-    for step in 0..problem.steps.len() {
-        nats[step] = score(&gone) - score(&with(&gone, step));
-        if most.is_some_and(|most| gone.len() < most) && nats[step] <= 0.0 {
+    for (step, worth) in nats.iter_mut().enumerate() {
+        *worth = score(&gone) - score(&with(&gone, step));
+        if most.is_some_and(|most| gone.len() < most) && *worth <= 0.0 {
             gone.push(step);
         }
     }

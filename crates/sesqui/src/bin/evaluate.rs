@@ -178,10 +178,11 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
                 let cells = sweep.measure(&model, &device, &task, config, base, &subject, at)?;
                 say(format!("\n{}", heading(&cells, subject.method)))?;
                 say(grid(&cells))?;
-                let base = fullest(&cells).map(|cell| cell.summary.method.clone());
-                let base = arguments.reference.clone().or(base).unwrap_or_default();
-                let cells: Vec<Measured> = cells.into_iter().map(Cell::into_measured).collect();
-                paired(&cells, &base)?;
+                let full = fullest(&cells).map(|cell| cell.summary.method.clone());
+                let before = measured.len();
+                let cells = cells.into_iter().map(Cell::into_measured);
+                let all: Vec<Measured> = measured.iter().cloned().chain(cells).collect();
+                paired(&all, &all[before..], arguments, full.as_deref())?;
                 if let Some(file) = file {
                     written.push(file.with_extension("svg"));
                     written.push(file);
@@ -206,8 +207,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
         say(table(&rows))?;
     }
     if let Some((_, experiment)) = &bench {
-        let base = arguments.reference.as_deref().or(experiment.reference());
-        paired(&measured, base.unwrap_or_default())?;
+        paired(&measured, &measured, arguments, experiment.reference())?;
         say(legend(&experiment.evaluation))?;
     }
     for file in &written {
@@ -223,10 +223,26 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Shows what differs, question by question, from the method called `reference`.
-fn paired(measured: &[Measured], reference: &str) -> Result<()> {
-    let compared = compare::compare(&compare::beside(measured, reference), compare::SEED)?;
-    compare::table(&compared).map_or(Ok(()), say)
+/// Shows what differs, question by question, between `others` and the reference on the same split: the
+/// one asked for, else the one called `fallback`.
+fn paired(
+    references: &[Measured],
+    others: &[Measured],
+    arguments: &Arguments,
+    fallback: Option<&str>,
+) -> Result<()> {
+    let asked = arguments.reference.as_deref();
+    let Some(name) = asked.or(fallback) else {
+        return Ok(());
+    };
+    let couples = compare::couples(references, others, Some(name));
+    match compare::table(&compare::compare(&couples, compare::SEED)?) {
+        Some(text) => say(text),
+        None if asked.is_some() && others.len() > 1 => say(format!(
+            "--reference {name}: not measured on the same split, nothing is compared"
+        )),
+        None => Ok(()),
+    }
 }
 
 /// The thresholds asked for.
