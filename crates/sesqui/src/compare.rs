@@ -203,6 +203,15 @@ pub fn table(rows: &[Compared]) -> Option<String> {
     Some(notes.fold(table.to_string(), |text, note| format!("{text}\n{note}")))
 }
 
+/// The table of `couples` below other results, which must not be lost for it: where the two of a couple
+/// answered other questions, a sentence says so.
+pub fn shown(couples: &[Couple<'_>]) -> Option<String> {
+    match compare(couples, SEED) {
+        Ok(rows) => table(&rows),
+        Err(error) => Some(format!("no paired test: {error}")),
+    }
+}
+
 /// What the columns of the table mean, and what its rows do not show.
 fn notes(rows: &[Compared]) -> Vec<String> {
     let mut notes = vec![
@@ -430,6 +439,7 @@ mod tests {
         let error = compare(&[couple], SEED).unwrap_err();
         assert!(error.is::<Misuse>());
         let text = error.to_string();
+        assert_eq!(shown(&[couple]), Some(format!("no paired test: {text}")));
         assert!(
             text.contains("fast beside cot, test: question q0 has another text"),
             "{text}"

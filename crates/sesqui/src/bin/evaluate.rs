@@ -68,8 +68,8 @@ struct Arguments {
     latent_steps: Vec<usize>,
 
     /// Method that others measured on the same split are compared with: a stage, or of a grid
-    /// `<stage> exit_threshold=… latent_steps=…` [default: the chain-of-thought stage; of a grid the cell
-    /// with most layer calls]
+    /// `<stage> exit_threshold=… latent_steps=…` [default: the chain-of-thought stage, else the first
+    /// measured; of a grid the cell with most layer calls]
     #[arg(long, value_name = "NAME")]
     reference: Option<String>,
 
@@ -224,19 +224,21 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
 }
 
 /// Shows what differs, question by question, between `others` and the reference on the same split: the
-/// one asked for, else the one called `fallback`.
+/// one asked for, else the one called `fallback`, else the first of them.
 fn paired(
     references: &[Measured],
     others: &[Measured],
     arguments: &Arguments,
     fallback: Option<&str>,
 ) -> Result<()> {
+    let mut names = references.iter().map(|found| &*found.summary.method);
+    let first = names.clone().next();
+    let fallback = fallback.filter(|name| names.any(|found| found == *name));
     let asked = arguments.reference.as_deref();
-    let Some(name) = asked.or(fallback) else {
+    let Some(name) = asked.or(fallback).or(first) else {
         return Ok(());
     };
-    let couples = compare::couples(references, others, Some(name));
-    match compare::table(&compare::compare(&couples, compare::SEED)?) {
+    match compare::shown(&compare::couples(references, others, Some(name))) {
         Some(text) => say(text),
         None if asked.is_some() && others.len() > 1 => say(format!(
             "--reference {name}: not measured on the same split, nothing is compared"

@@ -183,8 +183,8 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     events.of_run(EventKind::Finished)?;
     say(table(&summary.rows))?;
     if let Some(name) = experiment.reference() {
-        let compared = compare::compare(&compare::beside(&measured, name), compare::SEED)?;
-        for text in [ratios(&summary.rows, name), compare::table(&compared)] {
+        let paired = compare::shown(&compare::beside(&measured, name));
+        for text in [ratios(&summary.rows, name), paired] {
             text.map_or(Ok(()), say)?;
         }
     }
