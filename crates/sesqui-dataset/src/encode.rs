@@ -79,6 +79,23 @@ impl EncodedProblem {
         self.question.len() + steps + self.answer_start.len() + self.answer.len()
     }
 
+    /// The problem with the steps that `keep` names by their 0-based number, and with their labels.
+    #[must_use]
+    pub fn with_steps(&self, keep: impl Fn(usize) -> bool) -> Self {
+        fn kept<T: Clone>(all: &[T], keep: impl Fn(usize) -> bool) -> Vec<T> {
+            let numbered = all.iter().enumerate();
+            numbered
+                .filter(|(number, _)| keep(*number))
+                .map(|(_, one)| one.clone())
+                .collect()
+        }
+        Self {
+            steps: kept(&self.steps, &keep),
+            critical: kept(&self.critical, &keep),
+            ..self.clone()
+        }
+    }
+
     /// Number of tokens that stand for text outside the tokenizer's vocabulary. Not zero only for
     /// vocabularies without a byte fallback, for example a character that the training split lacks.
     pub fn unknown_tokens(&self, tokenizer: &Tokenizer) -> usize {

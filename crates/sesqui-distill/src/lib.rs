@@ -3,7 +3,8 @@
 //! In here: objectives as Burn train steps over a backbone, and the batches they read: supervised
 //! fine-tuning with a chain of thought and without; the two stages of System-1.5 Reasoning (arXiv
 //! 2505.18962), language-to-latent alignment and shortcut learning, and both at once. D1 to D21 are what
-//! the paper leaves open, by the numbers of `docs/decisions/0012-what-the-paper-leaves-open.md`.
+//! the paper leaves open, by the numbers of `docs/decisions/0012-what-the-paper-leaves-open.md`. Beside
+//! them, what a step is worth to the answer under a chain-of-thought model.
 //!
 //! Must never be in here: a loop, the choice of a device, a file. The trainer supplies the loop and
 //! the shape of what a step reports.
@@ -11,6 +12,7 @@
 pub mod align;
 pub mod batches;
 pub mod dropout;
+pub mod importance;
 pub mod joint;
 pub mod latent;
 pub mod loss;

@@ -9,10 +9,12 @@ pub mod answer;
 pub mod evaluate;
 pub mod latent;
 pub mod method;
+pub mod paired;
 pub mod statistics;
 pub mod task;
 
 pub use evaluate::{Evaluation, EvaluationConfig, EvaluationError, QuestionRow, Timing, evaluate};
 pub use latent::LatentMethod;
 pub use method::{Method, Response, Responses, TokenDecoding};
+pub use paired::{Comparison, PairError, pair};
 pub use task::Task;

@@ -1,4 +1,4 @@
-//! Intervals for accuracies, order statistics for timings.
+//! Intervals for accuracies, agreement of labels, order statistics for timings.
 
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +55,27 @@ pub fn wilson(successes: u64, trials: u64, z: f64) -> Interval {
 #[must_use]
 pub fn wilson_95(successes: u64, trials: u64) -> Interval {
     wilson(successes, trials, Z_95)
+}
+
+/// How far two labellers agree beyond chance (J. Cohen, "A coefficient of agreement for nominal scales",
+/// Educational and Psychological Measurement 20 (1960), 37–46): `(p_o - p_e) / (1 - p_e)` with `p_o` the
+/// share on which they agree and `p_e` the share expected of two that label independently, each as often
+/// as it does.
+///
+/// `counts[a][b]` is how often the first said `a` and the second `b`. `None` where it has no value:
+/// nothing was labelled, or both only ever said the same one thing.
+#[must_use]
+pub fn cohen_kappa(counts: [[u64; 2]; 2]) -> Option<f64> {
+    let n: u64 = counts.iter().flatten().sum();
+    let n = n as f64;
+    let share = |count: u64| count as f64 / n;
+    let agreed = share(counts[0][0] + counts[1][1]);
+    let by_chance: f64 = (0..2)
+        .map(|label| {
+            share(counts[label][0] + counts[label][1]) * share(counts[0][label] + counts[1][label])
+        })
+        .sum();
+    (n > 0.0 && by_chance < 1.0).then(|| (agreed - by_chance) / (1.0 - by_chance))
 }
 
 /// How a set of measurements is distributed, in their own unit.
@@ -195,6 +216,18 @@ mod tests {
         assert_eq!(wilson(3, 9, -2.0), wilson(3, 9, 2.0));
         let point = wilson(1, 4, 0.0);
         assert_eq!((point.low, point.high), (0.25, 0.25));
+    }
+
+    #[test]
+    fn kappa_agrees_with_worked_examples() {
+        // By hand: 35 of 50 agree, 25 by chance; then two with the same agreement, 60 %, and other margins.
+        close(cohen_kappa([[20, 5], [10, 15]]).unwrap(), 0.4, 1e-12);
+        close(cohen_kappa([[45, 15], [25, 15]]).unwrap(), 0.130_4, 5e-5);
+        close(cohen_kappa([[25, 35], [5, 35]]).unwrap(), 0.259_3, 5e-5);
+        close(cohen_kappa([[3, 0], [0, 9]]).unwrap(), 1.0, 1e-12);
+        close(cohen_kappa([[0, 5], [5, 0]]).unwrap(), -1.0, 1e-12);
+        assert_eq!(cohen_kappa([[0, 0], [0, 0]]), None);
+        assert_eq!(cohen_kappa([[7, 0], [0, 0]]), None);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use sesqui_model::latent::SlotPositions;
 use sesqui_trainer::TrainingConfig;
 use sesqui_trainer::schedule::Decay;
 
+use crate::label_file::LabelsConfig;
 use crate::misuse::Misuse;
 use crate::reasoning::ReasoningConfig;
 
@@ -34,6 +35,8 @@ pub struct Experiment {
     pub tokenizer: TokenizerConfig,
     /// Markers between question, steps and answer.
     pub format: TextFormat,
+    /// Who says which steps are critical.
+    pub labels: LabelsConfig,
     /// The backbone, unless a stage starts from a Hugging Face checkpoint.
     pub model: ModelConfig,
     /// How accuracy and time are measured.
@@ -206,6 +209,7 @@ impl Default for Experiment {
             data: DatasetConfig::default(),
             tokenizer: TokenizerConfig::default(),
             format: TextFormat::default(),
+            labels: LabelsConfig::default(),
             model: ModelConfig::default(),
             evaluation: EvaluationConfig::default(),
             reasoning: ReasoningConfig::default(),
@@ -219,6 +223,8 @@ impl Experiment {
     /// worthless, that it computes is the point.
     pub fn shrink(&mut self) {
         self.data.shrink(40);
+        // A label file is of the whole data.
+        self.labels = LabelsConfig::Symbolic;
         self.model.layers = self.model.layers.min(2);
         self.model.d_model = self.model.heads * (self.model.d_model / self.model.heads).min(8);
         self.model.d_feed_forward = 0;

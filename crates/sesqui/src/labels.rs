@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use comfy_table::{CellAlignment, Table, presets};
 use sesqui_dataset::label::by_operand_match;
-use sesqui_dataset::{LabelSource, Problem};
+use sesqui_dataset::{LabelSource, Problem, Step};
+use sesqui_eval::statistics::cohen_kappa;
 
 /// Counts over the steps of some problems.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,20 +20,44 @@ pub struct Labels {
     pub agreement: Agreement,
 }
 
-/// Operand match against ground truth, over the steps that have both.
+/// Two labels of the same steps, one of them questioned, over the steps that have both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Agreement {
     /// Both say critical.
     pub both_critical: usize,
     /// Both say independent.
     pub both_independent: usize,
-    /// Operand match says critical, the truth independent.
+    /// The label in question says critical, the other independent.
     pub false_critical: usize,
-    /// Operand match says independent, the truth critical.
+    /// The label in question says independent, the other critical.
     pub false_independent: usize,
 }
 
 impl Agreement {
+    /// Counts one step.
+    pub fn add(&mut self, questioned: bool, other: bool) {
+        *match (questioned, other) {
+            (true, true) => &mut self.both_critical,
+            (false, false) => &mut self.both_independent,
+            (true, false) => &mut self.false_critical,
+            (false, true) => &mut self.false_independent,
+        } += 1;
+    }
+
+    /// Steps on which the two agree.
+    pub fn agreed(&self) -> usize {
+        self.both_critical + self.both_independent
+    }
+
+    /// Cohen's kappa; `None` where it has no value.
+    pub fn kappa(&self) -> Option<f64> {
+        let counts = [
+            [self.both_independent, self.false_independent],
+            [self.false_critical, self.both_critical],
+        ];
+        cohen_kappa(counts.map(|row| row.map(|count| count as u64)))
+    }
+
     /// Steps compared.
     pub fn steps(&self) -> usize {
         self.both_critical + self.both_independent + self.false_critical + self.false_independent
@@ -58,13 +83,7 @@ impl Labels {
                 *critical += usize::from(label.critical);
                 *all += 1;
                 if let (LabelSource::GroundTruth, Some(guess)) = (label.source, guess.criticality) {
-                    let agreement = &mut labels.agreement;
-                    *match (guess.critical, label.critical) {
-                        (true, true) => &mut agreement.both_critical,
-                        (false, false) => &mut agreement.both_independent,
-                        (true, false) => &mut agreement.false_critical,
-                        (false, true) => &mut agreement.false_independent,
-                    } += 1;
+                    labels.agreement.add(guess.critical, label.critical);
                 }
             }
         }
@@ -94,7 +113,7 @@ impl Labels {
             text.push_str(&format!(
                 "operand match agrees with ground truth on {} % of {} steps:\n  {} independent \
                  steps called critical, {} critical ones called independent",
-                percent(found.both_critical + found.both_independent, found.steps()),
+                percent(found.agreed(), found.steps()),
                 found.steps(),
                 found.false_critical,
                 found.false_independent,
@@ -104,6 +123,63 @@ impl Labels {
         }
         text
     }
+}
+
+/// Labels of the steps of a problem that its generator knows to be true.
+pub fn truth(problem: &Problem) -> Vec<Option<bool>> {
+    let known = |step: &Step| {
+        let label = step.criticality?;
+        (label.source == LabelSource::GroundTruth).then_some(label.critical)
+    };
+    problem.steps.iter().map(known).collect()
+}
+
+/// Labels of the steps of a problem by a rule over their text; operand match where the generator knows
+/// better.
+pub fn symbolic(problem: &Problem) -> Vec<Option<bool>> {
+    let mut guessed = problem.steps.clone();
+    by_operand_match(&mut guessed);
+    let rule = |(step, guess): (&Step, &Step)| match step.criticality {
+        Some(label) if label.source != LabelSource::GroundTruth => Some(label.critical),
+        _ => guess.criticality.map(|label| label.critical),
+    };
+    problem.steps.iter().zip(&guessed).map(rule).collect()
+}
+
+/// Agreements as a table: the label in question, the other, and their counts.
+pub fn agreements(rows: &[(&str, &str, Agreement)]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header([
+        "label",
+        "beside",
+        "steps",
+        "both critical",
+        "only the first",
+        "only the second",
+        "neither",
+        "agree %",
+        "kappa",
+    ]);
+    for (questioned, other, found) in rows {
+        table.add_row([
+            (*questioned).to_owned(),
+            (*other).to_owned(),
+            found.steps().to_string(),
+            found.both_critical.to_string(),
+            found.false_critical.to_string(),
+            found.false_independent.to_string(),
+            found.both_independent.to_string(),
+            percent(found.agreed(), found.steps()),
+            found
+                .kappa()
+                .map_or("–".to_owned(), |kappa| format!("{kappa:.2}")),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
 }
 
 fn name(source: LabelSource) -> &'static str {
@@ -120,7 +196,7 @@ fn percent(part: usize, whole: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sesqui_dataset::{AnswerKind, Criticality, Step};
+    use sesqui_dataset::{AnswerKind, Criticality};
 
     use super::*;
 

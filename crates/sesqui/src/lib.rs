@@ -1,4 +1,4 @@
-//! The program behind `train`, `evaluate`, `generate` and `prepare`.
+//! The program behind `train`, `evaluate`, `compare`, `generate` and `prepare`.
 //!
 //! In here: the configuration of a run, the choice of a device, the command lines, and the wiring
 //! of the other crates.
@@ -8,12 +8,16 @@
 
 pub mod backend;
 pub mod cli;
+pub mod compare;
 pub mod data_sets;
 pub mod describe;
 pub mod events;
 pub mod exits;
 pub mod experiment;
 pub mod fitting;
+pub mod heat_map;
+pub mod importance;
+pub mod label_file;
 pub mod labels;
 pub mod measure;
 pub mod memory;

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use comfy_table::{CellAlignment, Table, presets};
-use sesqui_eval::{Evaluation, EvaluationConfig, Task, evaluate};
+use sesqui_eval::{Evaluation, EvaluationConfig, QuestionRow, Task, evaluate};
 use sesqui_run::{SummaryRow, atomic_write};
 
 use crate::reasoning::ReasoningConfig;
@@ -24,6 +24,15 @@ pub struct Subject<'a> {
     pub seed: u64,
 }
 
+/// What was measured of one method on one split.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measured {
+    /// The row of tables.
+    pub summary: SummaryRow,
+    /// Every question with its answer.
+    pub answers: Vec<QuestionRow>,
+}
+
 /// Measures `model` on `task`; writes `file`, a `.json`, and the answers beside it as `.jsonl`.
 ///
 /// # Errors
@@ -37,7 +46,7 @@ pub fn measure(
     reasoning: &ReasoningConfig,
     subject: &Subject<'_>,
     file: Option<&Path>,
-) -> Result<SummaryRow> {
+) -> Result<Measured> {
     let bar = screen::progress(
         task.problems.len(),
         &format!("{} on {} {}", subject.method, task.dataset, task.split),
@@ -47,11 +56,14 @@ pub fn measure(
         bar.set_position(done as u64)
     })?;
     bar.finish_and_clear();
-    let row = summary_row(&found, &task, subject);
+    let summary = summary_row(&found, &task, subject);
     if let Some(file) = file {
-        record(&found, &row, file).context("cannot write the evaluation")?;
+        record(&found, &summary, file).context("cannot write the evaluation")?;
     }
-    Ok(row)
+    Ok(Measured {
+        summary,
+        answers: found.rows,
+    })
 }
 
 fn summary_row(found: &Evaluation, task: &Task<'_>, subject: &Subject<'_>) -> SummaryRow {

@@ -234,7 +234,7 @@ impl<'a> Preparation<'a> {
             if let Some(calibration) = &calibration {
                 let (count, rank) = (calibrator.count(), calibration.rank());
                 say(format!(
-                    "{label}: calibrated on {count} latents of {split} questions, rank {rank}"
+                    "{label}: calibrated on {count} latents of validation questions, rank {rank}"
                 ))?;
             }
             prepared.calibration = calibration;

@@ -32,6 +32,12 @@ pub fn record(
         .iter()
         .map(|(path, hash)| (path.display().to_string(), hash.clone()))
         .chain([("tokenizer".to_owned(), workbench.tokenizer.hash()?)])
+        .chain(
+            workbench
+                .labels
+                .iter()
+                .map(|hash| ("labels".to_owned(), hash.clone())),
+        )
         .collect();
     let program = Program {
         argv: std::env::args().collect(),

@@ -8,12 +8,14 @@ use anyhow::Result;
 use burn::tensor::Device;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
-use sesqui_eval::{EvaluationConfig, Task};
+use sesqui_eval::{EvaluationConfig, QuestionRow, Task};
 use sesqui_run::{SummaryRow, atomic_write};
 
-use crate::measure::{Subject, measure};
+use crate::heat_map;
+use crate::measure::{Measured, Subject, measure};
 use crate::reasoning::ReasoningConfig;
 use crate::trained::Trained;
+use crate::workbench::VALIDATION;
 
 /// Values of both thresholds, every pair of which is measured; what is empty stays as configured.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,6 +35,19 @@ pub struct Cell {
     pub latent_steps: usize,
     /// What was measured.
     pub summary: SummaryRow,
+    /// The answers, for comparisons; not part of the row.
+    #[serde(skip)]
+    pub answers: Vec<QuestionRow>,
+}
+
+impl Cell {
+    /// As what was measured of one method.
+    pub fn into_measured(self) -> Measured {
+        Measured {
+            summary: self.summary,
+            answers: self.answers,
+        }
+    }
 }
 
 impl Sweep {
@@ -79,7 +94,7 @@ impl Sweep {
     }
 
     /// Measures every pair on a latent model, thresholds outside, and writes the cells to `file`, one
-    /// JSON row each.
+    /// JSON row each, and as a picture beside it, `.svg`.
     ///
     /// # Errors
     ///
@@ -121,11 +136,12 @@ impl Sweep {
                     method: &name,
                     ..subject.clone()
                 };
-                let summary = measure(model, device, *task, config, &reasoning, &named, None)?;
+                let found = measure(model, device, *task, config, &reasoning, &named, None)?;
                 cells.push(Cell {
                     exit_threshold,
                     latent_steps,
-                    summary,
+                    summary: found.summary,
+                    answers: found.answers,
                 });
             }
         }
@@ -136,8 +152,57 @@ impl Sweep {
                 lines.write_all(b"\n")?;
             }
             atomic_write(file, &lines)?;
+            let picture = heat_map::svg(&cells, &heading(&cells, subject.method))?;
+            atomic_write(&file.with_extension("svg"), picture.as_bytes())?;
         }
         Ok(cells)
+    }
+}
+
+/// Whose grid it is, where it was measured, and what follows from that.
+pub fn heading(cells: &[Cell], method: &str) -> String {
+    let Some(Cell { summary, .. }) = cells.first() else {
+        return method.to_owned();
+    };
+    let (dataset, split, n) = (&summary.dataset, &summary.split, summary.n);
+    let rule = if split == VALIDATION {
+        "validation: thresholds may be chosen by this"
+    } else {
+        "a test set: choose no threshold by this, --split validation is for that"
+    };
+    format!("{method} on {dataset} {split}, {n} questions\n({rule})")
+}
+
+/// The cell that others are compared with: the one that ran most layers.
+pub fn fullest(cells: &[Cell]) -> Option<&Cell> {
+    let calls = |cell: &Cell| cell.summary.layer_calls;
+    cells.iter().reduce(|most, cell| {
+        if calls(cell) > calls(most) {
+            cell
+        } else {
+            most
+        }
+    })
+}
+
+/// The cells row by row: those of one exit threshold, latent steps across.
+pub fn rows(cells: &[Cell]) -> impl Iterator<Item = &[Cell]> {
+    cells.chunk_by(|one, next| one.exit_threshold == next.exit_threshold)
+}
+
+/// The exit threshold of a cell.
+pub fn threshold_label(cell: &Cell) -> String {
+    match cell.exit_threshold {
+        Some(threshold) => threshold.to_string(),
+        None => "no routers".to_owned(),
+    }
+}
+
+/// How the number of latent steps of a cell is written.
+pub fn steps_label(cell: &Cell) -> String {
+    match cell.latent_steps {
+        0 => format!("as trained, {:.0}", cell.summary.latent_steps),
+        steps => steps.to_string(),
     }
 }
 
@@ -151,21 +216,15 @@ fn or_base<T: Copy>(values: &[T], base: T) -> Vec<T> {
 /// Accuracy in percent, layer calls and milliseconds of reasoning, thresholds downwards, latent steps
 /// across. `cells` are those of one [`Sweep::measure`].
 pub fn grid(cells: &[Cell]) -> String {
-    let Some(first) = cells.first() else {
-        return String::new();
-    };
-    let columns = cells
-        .iter()
-        .take_while(|cell| cell.exit_threshold == first.exit_threshold)
-        .count();
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    let steps = cells[..columns].iter().map(|cell| match cell.latent_steps {
-        0 => format!("as trained, {:.0}", cell.summary.latent_steps),
-        steps => steps.to_string(),
-    });
+    let steps = rows(cells)
+        .next()
+        .unwrap_or_default()
+        .iter()
+        .map(steps_label);
     table.set_header(std::iter::once("exit threshold \\ latent steps".to_owned()).chain(steps));
-    for row in cells.chunks(columns) {
+    for row in rows(cells) {
         let shown = row.iter().map(|cell| {
             let summary = &cell.summary;
             format!(
@@ -175,11 +234,7 @@ pub fn grid(cells: &[Cell]) -> String {
                 summary.reason_ms
             )
         });
-        let threshold = match row[0].exit_threshold {
-            Some(threshold) => threshold.to_string(),
-            None => "no routers".to_owned(),
-        };
-        table.add_row(std::iter::once(threshold).chain(shown));
+        table.add_row(std::iter::once(threshold_label(&row[0])).chain(shown));
     }
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);

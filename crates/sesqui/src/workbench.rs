@@ -16,8 +16,12 @@ use sesqui_shortcut::{KeyValueRule, Landing};
 
 use crate::experiment::{Experiment, Objective, Stage};
 use crate::fitting::{Asked, ContextLength, Room};
+use crate::label_file::{LabelFile, TRAIN};
 use crate::misuse::Misuse;
 use crate::trained::LatentSettings;
+
+/// Name of the split that thresholds and checkpoints may be chosen by.
+pub const VALIDATION: &str = "validation";
 
 /// What every stage of a run reads.
 pub struct Workbench {
@@ -27,6 +31,8 @@ pub struct Workbench {
     pub tokenizer: Tokenizer,
     /// Position ids of all stages.
     pub layout: PositionLayout,
+    /// SHA-256 of the file that labels came from, if they did.
+    pub labels: Option<String>,
     train: Vec<EncodedProblem>,
     validation: Split,
     tests: Vec<Split>,
@@ -47,20 +53,24 @@ pub fn data_root(flag: Option<&Path>) -> PathBuf {
 }
 
 impl Workbench {
-    /// Reads or generates the data, trains or loads the tokenizer, encodes everything.
+    /// Reads or generates the data, trains or loads the tokenizer, encodes everything, labels steps.
     ///
     /// # Errors
     ///
-    /// When data is missing or malformed, naming file, line and remedy.
+    /// When data is missing or malformed, naming file, line and remedy, or labels are of other data.
     pub fn new(experiment: &Experiment, root: &Path) -> Result<Self> {
+        let labels = experiment.labels.open()?;
         let corpus = experiment
             .data
             .load(Some(root), experiment.seed, experiment.bad_rows)?;
+        if let Some(labels) = &labels {
+            labels.check(&corpus)?;
+        }
         let markers = experiment.format.markers();
         let texts = corpus.train.iter().flat_map(texts).chain(markers);
         let tokenizer = Tokenizer::from_config(&experiment.tokenizer, root, texts)
             .context("cannot make the tokenizer")?;
-        Self::with_tokenizer(experiment, corpus, tokenizer, None)
+        Self::with_tokenizer(experiment, corpus, tokenizer, None, labels)
     }
 
     /// For asking questions only, with the tokenizer and the position layout that a checkpoint
@@ -80,7 +90,7 @@ impl Workbench {
             experiment
                 .data
                 .load_held_out(Some(root), experiment.seed, experiment.bad_rows)?;
-        Self::with_tokenizer(experiment, corpus, tokenizer, Some(layout))
+        Self::with_tokenizer(experiment, corpus, tokenizer, Some(layout), None)
     }
 
     fn with_tokenizer(
@@ -88,6 +98,7 @@ impl Workbench {
         corpus: Corpus,
         tokenizer: Tokenizer,
         layout: Option<PositionLayout>,
+        labels: Option<LabelFile>,
     ) -> Result<Self> {
         let encode = |problems: &[Problem]| encode_all(&tokenizer, &experiment.format, problems);
         let asked = |name: &str, problems: &[Problem], limit: usize| -> Result<Split> {
@@ -102,12 +113,16 @@ impl Workbench {
             })
         };
         let evaluation = &experiment.evaluation;
-        let train = encode(&corpus.train)?;
-        let validation = asked(
-            "validation",
+        let mut train = encode(&corpus.train)?;
+        let mut validation = asked(
+            VALIDATION,
             &corpus.validation,
             evaluation.validation_questions,
         )?;
+        if let Some(labels) = &labels {
+            labels.apply(TRAIN, &mut train)?;
+            labels.apply(VALIDATION, &mut validation.encoded)?;
+        }
         let tests = corpus
             .tests
             .iter()
@@ -123,6 +138,7 @@ impl Workbench {
             corpus,
             tokenizer,
             layout,
+            labels: labels.map(|file| file.hash),
             train,
             validation,
             tests,

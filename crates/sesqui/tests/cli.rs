@@ -8,10 +8,14 @@
 
 #[path = "cli/architecture.rs"]
 mod architecture;
+#[path = "cli/compared.rs"]
+mod compared;
 #[path = "cli/experiments.rs"]
 mod experiments;
 #[path = "cli/help.rs"]
 mod help;
+#[path = "cli/likelihood.rs"]
+mod likelihood;
 #[path = "cli/refusals.rs"]
 mod refusals;
 #[cfg(unix)]

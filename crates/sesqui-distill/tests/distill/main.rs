@@ -12,6 +12,7 @@ mod dropout;
 mod edges;
 mod feeding;
 mod gradients;
+mod importance;
 mod joint;
 mod latents;
 mod losses;

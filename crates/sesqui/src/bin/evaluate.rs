@@ -9,21 +9,22 @@ use jiff::Timestamp;
 use sesqui::cli::PlaceArguments;
 use sesqui::experiment::Experiment;
 use sesqui::fitting::{Asked, Fitting, Room};
-use sesqui::measure::{Subject, legend, measure, table};
+use sesqui::measure::{Measured, Subject, legend, measure, table};
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
 use sesqui::output::say;
 use sesqui::preparation::{Preparation, check_arguments};
 use sesqui::refinement::Variant;
-use sesqui::reopened;
 use sesqui::screen::spinner;
 use sesqui::stage::checkpoint_name;
-use sesqui::sweep::{Sweep, grid};
+use sesqui::sweep::{Cell, Sweep, fullest, grid, heading};
 use sesqui::trained::Trained;
 use sesqui::workbench::{Workbench, data_root};
+use sesqui::{compare, reopened};
 use sesqui_dataset::batch::TooLong;
 use sesqui_eval::Task;
+use sesqui_run::SummaryRow;
 
 /// Evaluate trained models and print one table.
 ///
@@ -72,6 +73,12 @@ struct Arguments {
     /// measured beside plain latents [default: as configured]
     #[arg(long, value_name = "TABLE")]
     refine: Vec<String>,
+
+    /// Method that others measured on the same split are compared with: a stage, or of a grid
+    /// `<stage> exit_threshold=… latent_steps=…` [default: the chain-of-thought stage, else the first
+    /// measured; of a grid the cell with most layer calls]
+    #[arg(long, value_name = "NAME")]
+    reference: Option<String>,
 
     /// What to do with a question that, with its reasoning, is too long for the model
     #[arg(long, value_enum, default_value_t = TooLongChoice::Fail)]
@@ -136,7 +143,18 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
             .try_for_each(|opened| reopened::takes_latent_steps(opened, flag))?;
     }
     check_arguments(&arguments.refine, &checkpoints)?;
-    let mut rows = Vec::new();
+    if let Some(name) = &arguments.reference {
+        let stage = name.split(' ').next().unwrap_or_default();
+        let stages: Vec<&str> = checkpoints
+            .iter()
+            .map(|opened| &*opened.state.stage)
+            .collect();
+        if !stages.contains(&stage) {
+            let stages = stages.join(", ");
+            return Err(Misuse(format!("--reference {name}: evaluated are {stages}")).into());
+        }
+    }
+    let mut measured = Vec::new();
     let mut written = Vec::new();
     let mut bench: Option<(Workbench, Experiment)> = None;
     for opened in &checkpoints {
@@ -163,12 +181,12 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
             ))?;
         }
         let most = sweep.latent_steps.iter().copied().max();
-        let room = Room::new(&model, Asked::new(most, &experiment.reasoning));
         for task in wanted(&workbench, &experiment, &arguments.split)? {
             let too_long = match arguments.too_long {
                 TooLongChoice::Fail => TooLong::Fail,
                 TooLongChoice::Skip => TooLong::Skip,
             };
+            let room = Room::new(&model, Asked::new(most, &experiment.reasoning));
             let fitting = Fitting::new(&task, &room, too_long)?;
             let task = fitting.task(&task);
             notes(&task, &fitting)?;
@@ -191,12 +209,20 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
                     let at = file.as_deref();
                     let cells =
                         sweep.measure(&model, &device, &task, config, base, &subject, at)?;
-                    say(format!("\n{name} on {} {}", task.dataset, task.split))?;
+                    say(format!("\n{}", heading(&cells, &name)))?;
                     say(grid(&cells))?;
-                    written.extend(file);
+                    let full = fullest(&cells).map(|cell| cell.summary.method.clone());
+                    let before = measured.len();
+                    let cells = cells.into_iter().map(Cell::into_measured);
+                    let all: Vec<Measured> = measured.iter().cloned().chain(cells).collect();
+                    paired(&all, &all[before..], arguments, full.as_deref())?;
+                    if let Some(file) = file {
+                        written.push(file.with_extension("svg"));
+                        written.push(file);
+                    }
                     continue;
                 }
-                rows.push(measure(
+                measured.push(measure(
                     &model,
                     &device,
                     task,
@@ -210,10 +236,12 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
         }
         bench = Some((workbench, experiment));
     }
-    if !rows.is_empty() {
+    if !measured.is_empty() {
+        let rows: Vec<SummaryRow> = measured.iter().map(|found| found.summary.clone()).collect();
         say(table(&rows))?;
     }
     if let Some((_, experiment)) = &bench {
+        paired(&measured, &measured, arguments, experiment.reference())?;
         say(legend(&experiment.evaluation))?;
     }
     for file in &written {
@@ -227,6 +255,30 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
         say("nothing written: PATH lies in no run directory; --out DIR names a folder")?;
     }
     Ok(())
+}
+
+/// Shows what differs, question by question, between `others` and the reference on the same split: the
+/// one asked for, else the one called `fallback`, else the first of them.
+fn paired(
+    references: &[Measured],
+    others: &[Measured],
+    arguments: &Arguments,
+    fallback: Option<&str>,
+) -> Result<()> {
+    let mut names = references.iter().map(|found| &*found.summary.method);
+    let first = names.clone().next();
+    let fallback = fallback.filter(|name| names.any(|found| found == *name));
+    let asked = arguments.reference.as_deref();
+    let Some(name) = asked.or(fallback).or(first) else {
+        return Ok(());
+    };
+    match compare::shown(&compare::couples(references, others, Some(name))) {
+        Some(text) => say(text),
+        None if asked.is_some() && others.len() > 1 => say(format!(
+            "--reference {name}: not measured on the same split, nothing is compared"
+        )),
+        None => Ok(()),
+    }
 }
 
 /// The thresholds asked for.

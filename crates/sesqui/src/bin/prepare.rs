@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use sesqui::backend::Backend;
 use sesqui::cli::ConfigArguments;
+use sesqui::importance::{self, Request};
 use sesqui::labels::Labels;
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
@@ -15,6 +17,7 @@ use sesqui::{data_sets, reopened};
 use sesqui_dataset::encode::PositionLayout;
 use sesqui_dataset::manifest::Status;
 use sesqui_dataset::{Corpus, Problem};
+use sesqui_distill::importance::Walk;
 use sesqui_run::atomic_write;
 
 /// Look after data sets and checkpoints.
@@ -31,6 +34,7 @@ Examples:
   prepare verify gsm8k prosqa
   prepare generate --set seed=2 --split test --limit 5 --out problems.jsonl
   prepare labels --config experiments/gsm8k/cot.toml
+  prepare labels --checkpoint runs/first --out labels.jsonl
   prepare export runs/first --stage cot --out exported
 Exit codes: 0 done, 1 failed or data not intact, 2 wrong use.";
 
@@ -45,10 +49,14 @@ enum Task {
     Verify(Verify),
     /// Write problems of an experiment's data as JSON lines
     Generate(Generate),
-    /// Count critical steps by the source of their label
+    /// Count critical steps by the source of their label, or label them by likelihood
     ///
     /// Where the generator knows the truth, also how far matching operands with earlier results
     /// would have found it.
+    ///
+    /// With --checkpoint, a step is as important as leaving it out makes the answer less likely under that
+    /// chain-of-thought model, in nats. Labels go to --out, for `labels = { kind = "file", path = "…" }` of an
+    /// experiment. The same command goes on where it was broken off.
     Labels(LabelArguments),
     /// Write a checkpoint as a Hugging Face folder
     ///
@@ -103,9 +111,46 @@ struct LabelArguments {
     #[command(flatten)]
     root: Root,
 
-    /// `train`, `validation`, `test`, or the name of a test set
-    #[arg(long, value_name = "NAME", default_value = "train")]
-    split: String,
+    /// `train`, `validation`, `test`, or the name of a test set [default: train; with --checkpoint train
+    /// and validation]
+    #[arg(long, value_name = "NAME")]
+    split: Option<String>,
+
+    /// Label by likelihood: run directory, or checkpoint folder (`<run>/checkpoints/<stage>/step-…`); its
+    /// data, unless --config or --set data… name other
+    #[arg(long, value_name = "PATH", requires = "out")]
+    checkpoint: Option<PathBuf>,
+
+    /// Stage of the run [default: the first that reasons in words]
+    #[arg(long, value_name = "NAME", requires = "checkpoint")]
+    stage: Option<String>,
+
+    /// Label file to write; a cache of the scores lies beside it
+    #[arg(long, value_name = "FILE", requires = "checkpoint")]
+    out: Option<PathBuf>,
+
+    /// A step is critical where its importance is above this, in nats
+    #[arg(
+        long,
+        value_name = "NATS",
+        default_value_t = 0.0,
+        requires = "checkpoint",
+        allow_negative_numbers = true
+    )]
+    tau: f64,
+
+    /// Go front to back, remove a step of importance 0 or less and score later ones without it: at most
+    /// this share of a problem's steps, never all [default: no removal]
+    #[arg(long, value_name = "SHARE", requires = "checkpoint")]
+    most_removed: Option<f64>,
+
+    /// Problems scored together
+    #[arg(long, value_name = "N", default_value_t = 64, requires = "checkpoint")]
+    batch_size: usize,
+
+    /// Where to score
+    #[arg(long, value_enum, default_value_t = Backend::Cpu, requires = "checkpoint")]
+    backend: Backend,
 }
 
 #[derive(Args, Debug)]
@@ -188,15 +233,43 @@ fn generate(arguments: &Generate) -> Result<ExitCode> {
 }
 
 fn labels(arguments: &LabelArguments) -> Result<ExitCode> {
+    if let (Some(checkpoint), Some(out)) = (&arguments.checkpoint, &arguments.out) {
+        return likelihood(arguments, checkpoint, out);
+    }
     let corpus = corpus(&arguments.config, &arguments.root)?;
-    let problems = split(&corpus, &arguments.split)?;
+    let name = arguments.split.as_deref().unwrap_or("train");
+    let problems = split(&corpus, name)?;
     say(format!(
-        "{} {}: {} problems",
+        "{} {name}: {} problems",
         corpus.name,
-        arguments.split,
         problems.len()
     ))?;
     say(Labels::count(problems).describe())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn likelihood(arguments: &LabelArguments, checkpoint: &Path, out: &Path) -> Result<ExitCode> {
+    let mut set = arguments.config.set.clone();
+    if arguments.config.skip_bad_rows {
+        set.push("bad_rows=skip".to_owned());
+    }
+    arguments.backend.settle();
+    say(importance::labels(&Request {
+        checkpoint,
+        stage: arguments.stage.as_deref(),
+        config: arguments.config.config.as_deref(),
+        set: &set,
+        root: &data_root(arguments.root.data_root.as_deref()),
+        backend: arguments.backend,
+        split: arguments.split.as_deref(),
+        out,
+        tau: arguments.tau,
+        walk: match arguments.most_removed {
+            None => Walk::LeaveOneOut,
+            Some(most_removed) => Walk::FrontToBack { most_removed },
+        },
+        batch_size: arguments.batch_size,
+    })?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -214,7 +287,7 @@ fn export(arguments: &Export) -> Result<ExitCode> {
         .into());
     }
     let opened = reopened::open(&arguments.path, arguments.stage.as_deref())?;
-    let model = opened.load(&sesqui::backend::Backend::Cpu.device()?)?;
+    let model = opened.load(&Backend::Cpu.device()?)?;
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     sesqui_model::huggingface::save(model.backbone(), out)?;
     atomic_write(

@@ -20,7 +20,7 @@ use sesqui::screen::{RendererChoice, spinner, stop_on_ctrl_c};
 use sesqui::stage::{Outlets, Run, checkpoint_name};
 use sesqui::start::check_starts;
 use sesqui::workbench::{Workbench, data_root};
-use sesqui::{describe, preparation, provenance};
+use sesqui::{compare, describe, preparation, provenance};
 use sesqui_run::{EventKind, RowWriter, RunDirectory, RunPaths, Summary};
 use sesqui_trainer::Stop;
 
@@ -150,6 +150,7 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     }
     renderer.close();
 
+    let mut measured = Vec::new();
     let mut summary = Summary {
         run: directory.name(),
         variant: arguments.config.variant(),
@@ -180,7 +181,7 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
                 }
                 let config = &experiment.evaluation;
                 let file = format!("{}{refined}_{}", stage.name, task.split);
-                let row = measure(
+                let found = measure(
                     model,
                     &device,
                     task,
@@ -189,18 +190,19 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
                     &subject,
                     Some(&directory.evaluation(&file)?),
                 )?;
-                summary.rows.push(row);
+                summary.rows.push(found.summary.clone());
+                measured.push(found);
             }
         }
     }
     summary.write(&directory.summary())?;
     events.of_run(EventKind::Finished)?;
     say(table(&summary.rows))?;
-    if let Some(text) = experiment
-        .reference()
-        .and_then(|name| ratios(&summary.rows, name))
-    {
-        say(text)?;
+    if let Some(name) = experiment.reference() {
+        let paired = compare::shown(&compare::beside(&measured, name));
+        for text in [ratios(&summary.rows, name), paired] {
+            text.map_or(Ok(()), say)?;
+        }
     }
     say(sesqui::measure::legend(&experiment.evaluation))?;
     say(format!("run directory: {}", directory.folder().display()))?;

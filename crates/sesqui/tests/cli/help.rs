@@ -10,6 +10,7 @@ use crate::support::{program, succeed};
 const COMMANDS: &[(&str, &[&str])] = &[
     ("train", &["--help"]),
     ("evaluate", &["--help"]),
+    ("compare", &["--help"]),
     ("generate", &["--help"]),
     ("prepare", &["--help"]),
     ("prepare", &["list", "--help"]),

@@ -11,6 +11,8 @@ use sesqui_distill::align::Teacher;
 use sesqui_model::{Transformer, Visibility, huggingface};
 use sesqui_run::{RunPaths, Summary};
 
+use crate::compared::comparisons;
+use crate::likelihood::labels;
 use crate::support::{files, program, run, said, succeed};
 
 const JOINT: &str = "experiments/arith-dag/joint.toml";
@@ -67,6 +69,8 @@ fn a_run_can_be_trained_evaluated_asked_and_exported() {
         "no_cot",
         "accuracy %",
         "Interval: Wilson",
+        "McNemar's exact test",
+        "Measured on test: choose nothing by a test set",
         "run directory: ",
     ] {
         assert!(trained.contains(part), "{part}: {trained}");
@@ -131,6 +135,8 @@ fn a_run_can_be_trained_evaluated_asked_and_exported() {
     grid(path);
     refinements(&at);
     questions(path);
+    comparisons(&at, folder.path());
+    labels(&at, folder.path());
     export(&at, folder.path());
     joint(&folder.path().join("joint"));
 }
@@ -255,10 +261,9 @@ fn evaluations(at: &Path, summary: &Summary) {
     let path = at.to_str().unwrap();
     let before = files(&at.join("eval"));
     let out = succeed("evaluate", &[path, "--timing-questions", "2"]);
-    assert!(
-        out.contains("cot after step 20: ") && out.contains("accuracy %"),
-        "{out}"
-    );
+    for part in ["cot after step 20: ", "accuracy %", "McNemar's exact test"] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
     let after = files(&at.join("eval"));
     assert!(before.iter().all(|(path, bytes)| after[path] == *bytes));
     assert_eq!(after.len(), before.len() + 2 * summary.rows.len());
@@ -352,11 +357,26 @@ fn grid(path: &str) {
     ];
     let lists = ["--exit-threshold", "0,1", "--latent-steps", "1,3,6"];
     let out = succeed("evaluate", &[&[path], &words[..], &lists].concat());
-    assert!(out.contains("exit threshold \\ latent steps"), "{out}");
+    for part in [
+        "exit threshold \\ latent steps",
+        "system15 on arith-dag test, 10 questions\n(a test set: choose no threshold by this",
+        "system15 exit_threshold=0 latent_steps=3",
+        "McNemar's exact test",
+    ] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
     let file = out
         .lines()
-        .find_map(|line| line.strip_prefix("written: "))
+        .find_map(|line| {
+            line.strip_prefix("written: ")
+                .filter(|file| file.ends_with(".jsonl"))
+        })
         .unwrap();
+    let picture = std::fs::read_to_string(file.replace(".jsonl", ".svg")).unwrap();
+    assert!(
+        picture.contains("12.00 calls") && picture.contains("a test set"),
+        "{picture}"
+    );
     let cells: Vec<Value> = std::fs::read_to_string(file)
         .unwrap()
         .lines()

@@ -16,6 +16,7 @@ pub fn program(name: &str) -> Command {
     let path = match name {
         "train" => env!("CARGO_BIN_EXE_train"),
         "evaluate" => env!("CARGO_BIN_EXE_evaluate"),
+        "compare" => env!("CARGO_BIN_EXE_compare"),
         "generate" => env!("CARGO_BIN_EXE_generate"),
         "prepare" => env!("CARGO_BIN_EXE_prepare"),
         other => panic!("no program {other}"),
