@@ -103,7 +103,7 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
         "train",
         &["--set", "reasoning.latent_steps=60"],
         "reasoning.latent_steps: validation question arith-dag/validation/n2/0: with \
-         reasoning.latent_steps = 60 it needs 444 positions, the model has 128; take fewer, or \
+         reasoning.latent_steps = 60 it needs 460 positions, the model has 128; take fewer, or \
          raise model.context",
     ),
     // Training problems that are too long may be left out, questions may not.

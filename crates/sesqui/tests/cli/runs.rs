@@ -345,6 +345,22 @@ fn evaluations(at: &Path, summary: &Summary) {
     );
 }
 
+/// The file of cells that `evaluate` says it wrote; the picture beside it is named first.
+fn written_cells(out: &str) -> &str {
+    out.lines()
+        .filter_map(|line| line.strip_prefix("written: "))
+        .find(|file| file.ends_with(".jsonl"))
+        .unwrap()
+}
+
+fn json_rows(file: &str) -> Vec<Value> {
+    std::fs::read_to_string(file)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
 /// Both thresholds over a grid.
 fn grid(path: &str) {
     let words = [
@@ -365,23 +381,13 @@ fn grid(path: &str) {
     ] {
         assert!(out.contains(part), "{part}: {out}");
     }
-    let file = out
-        .lines()
-        .find_map(|line| {
-            line.strip_prefix("written: ")
-                .filter(|file| file.ends_with(".jsonl"))
-        })
-        .unwrap();
+    let file = written_cells(&out);
     let picture = std::fs::read_to_string(file.replace(".jsonl", ".svg")).unwrap();
     assert!(
         picture.contains("12.00 calls") && picture.contains("a test set"),
         "{picture}"
     );
-    let cells: Vec<Value> = std::fs::read_to_string(file)
-        .unwrap()
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let cells = json_rows(file);
     let calls: Vec<(f64, u64, f64)> = cells
         .iter()
         .map(|cell| {
@@ -415,15 +421,7 @@ fn grid(path: &str) {
         out.contains("latent has no routers: ") && out.contains("\n no routers "),
         "{out}"
     );
-    let file = out
-        .lines()
-        .find_map(|line| line.strip_prefix("written: "))
-        .unwrap();
-    let cells = std::fs::read_to_string(file).unwrap();
-    let cells: Vec<Value> = cells
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let cells = json_rows(written_cells(&out));
     let steps = cells.iter().map(|cell| cell["latent_steps"].as_u64());
     assert_eq!(steps.collect::<Vec<_>>(), [Some(1), Some(6)]);
     assert!(cells.iter().all(|cell| cell["exit_threshold"].is_null()));
