@@ -119,7 +119,7 @@ impl Objective {
 
     /// Whether its model reasons in latent steps.
     pub fn has_latents(&self) -> bool {
-        matches!(self, Self::Align(_) | Self::Shortcut(_))
+        matches!(self, Self::Align(_) | Self::Shortcut(_) | Self::Joint(_))
     }
 
     /// The objective's name in experiment files.

@@ -430,8 +430,8 @@ fn grid(path: &str) {
     for flag in [["--exit-threshold", "0,1"], ["--latent-steps", "2"]] {
         let refused = run("evaluate", &[&words[..], &["cot"], &flag].concat());
         let expected = format!(
-            "error: {}: stage cot has objective cot, its model takes no latent steps; leave the flag              out, or take stage latent or system15
-",
+            "error: {}: stage cot has objective cot, its model takes no latent steps; leave the flag \
+             out, or take stage latent or system15\n",
             flag[0]
         );
         assert_eq!((refused.code, refused.error), (Some(2), expected));
