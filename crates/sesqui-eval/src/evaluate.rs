@@ -31,6 +31,8 @@ pub struct EvaluationConfig {
     pub warm_up_questions: usize,
     /// Questions answered together when time is measured.
     pub timing_batch_size: usize,
+    /// How often each timed question is answered; the median of its times counts.
+    pub timing_rounds: usize,
 }
 
 impl Default for EvaluationConfig {
@@ -43,6 +45,7 @@ impl Default for EvaluationConfig {
             timing_questions: 50,
             warm_up_questions: 5,
             timing_batch_size: 1,
+            timing_rounds: 5,
         }
     }
 }
@@ -54,6 +57,7 @@ impl EvaluationConfig {
             ("batch_size", self.batch_size),
             ("max_tokens", self.max_tokens),
             ("timing_batch_size", self.timing_batch_size),
+            ("timing_rounds", self.timing_rounds),
         ]
         .into_iter()
         .find(|(_, value)| *value == 0)
@@ -92,13 +96,16 @@ pub struct QuestionRow {
     pub reason_flops: f64,
 }
 
-/// Mean milliseconds per question.
+/// Milliseconds per question: the median over rounds, the mean over questions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timing {
     /// Questions answered together.
     pub batch_size: usize,
     /// Questions timed.
     pub questions: usize,
+    /// How often each was answered.
+    #[serde(default)]
+    pub rounds: usize,
     /// The prompt.
     pub prefill_ms: f64,
     /// From the end of the prompt to the first token of the answer.
@@ -232,27 +239,52 @@ fn time(
     }
     // Spread over the task, so that one length or source does not stand for all.
     let batches = questions.div_ceil(size);
-    let warm_up = config.warm_up_questions.div_ceil(size);
-    let mut timing = Timing {
-        batch_size: size,
-        ..Timing::default()
+    let range = |index: usize| {
+        let start = index * task.problems.len() / batches;
+        start..(start + size).min(task.problems.len())
     };
-    for index in 0..warm_up + batches {
-        let start = index.saturating_sub(warm_up) * task.problems.len() / batches;
-        let end = (start + size).min(task.problems.len());
-        let responses = respond(method, task, start..end)?;
-        if index >= warm_up {
-            timing.questions += end - start;
-            timing.prefill_ms += 1e3 * responses.prefill.as_secs_f64();
-            timing.reason_ms += 1e3 * responses.reasoning.as_secs_f64();
-            timing.answer_ms += 1e3 * responses.answer.as_secs_f64();
+    let warm_up = config.warm_up_questions.div_ceil(size);
+    for index in 0..warm_up {
+        respond(method, task, range(index % batches))?;
+    }
+    // Round after round, so that a disturbance of the machine hits a question once at most.
+    let mut times = vec![[const { Vec::new() }; 3]; batches];
+    for _ in 0..config.timing_rounds {
+        for (index, phases) in times.iter_mut().enumerate() {
+            let responses = respond(method, task, range(index))?;
+            let spent = [responses.prefill, responses.reasoning, responses.answer];
+            for (phase, spent) in phases.iter_mut().zip(spent) {
+                phase.push(1e3 * spent.as_secs_f64());
+            }
         }
     }
-    let n = timing.questions as f64;
-    timing.prefill_ms /= n;
-    timing.reason_ms /= n;
-    timing.answer_ms /= n;
-    Ok(timing)
+    let timed: usize = (0..batches).map(|index| range(index).len()).sum();
+    let mut totals = [0.0; 3];
+    for phases in &mut times {
+        for (total, phase) in totals.iter_mut().zip(phases) {
+            *total += median(phase);
+        }
+    }
+    let [prefill_ms, reason_ms, answer_ms] = totals.map(|total| total / timed as f64);
+    Ok(Timing {
+        batch_size: size,
+        questions: timed,
+        rounds: config.timing_rounds,
+        prefill_ms,
+        reason_ms,
+        answer_ms,
+    })
+}
+
+/// The middle of `times`, or the mean of the two in the middle; 0 where there are none.
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_unstable_by(f64::total_cmp);
+    let middle = times.len() / 2;
+    match times.len() {
+        0 => 0.0,
+        odd if odd % 2 == 1 => times[middle],
+        _ => f64::midpoint(times[middle - 1], times[middle]),
+    }
 }
 
 fn respond(

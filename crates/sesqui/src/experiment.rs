@@ -232,6 +232,7 @@ impl Experiment {
         self.evaluation.validation_questions = 20;
         self.evaluation.timing_questions = 4;
         self.evaluation.warm_up_questions = 1;
+        self.evaluation.timing_rounds = 1;
         for stage in &mut self.stages {
             let training = &mut stage.training;
             training.steps = training.steps.min(20);

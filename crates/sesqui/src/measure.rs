@@ -195,9 +195,10 @@ pub fn legend(config: &EvaluationConfig) -> String {
     let times = match config.timing_questions {
         0 => "Times were not measured.".to_owned(),
         questions => format!(
-            "Times at batch {} over {questions} questions spread over the split, after {} for \
-             warm-up; reasoning runs from the end of the prompt to the answer.",
-            config.timing_batch_size, config.warm_up_questions
+            "Times at batch {} over {questions} questions spread over the split, each the median of \
+             {} rounds, after {} questions for warm-up; reasoning runs from the end of the prompt to \
+             the answer.",
+            config.timing_batch_size, config.timing_rounds, config.warm_up_questions
         ),
     };
     format!("{columns}\n{times}")
