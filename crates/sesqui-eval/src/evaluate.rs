@@ -3,6 +3,8 @@
 //! Accuracy is measured in batches; time apart from it, at batch 1 unless told otherwise, after
 //! warm-up questions whose time is thrown away.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use sesqui_dataset::DatasetError;
 use sesqui_reason::PromptError;
@@ -48,6 +50,13 @@ impl Default for EvaluationConfig {
 }
 
 impl EvaluationConfig {
+    /// Questions to answer in all over a task of `problems`: each for its score, some again for their
+    /// time and to warm up.
+    pub fn work(&self, problems: usize) -> usize {
+        let timed = timed(self, problems);
+        problems + timed.iter().map(|batch| batch.rows.len()).sum::<usize>()
+    }
+
     /// What is wrong with the numbers, if anything: the key and the reason.
     pub fn problem(&self) -> Option<(&'static str, String)> {
         [
@@ -166,8 +175,8 @@ impl Evaluation {
     }
 }
 
-/// Answers every question of `task` in batches, then times some. `progress` hears how many
-/// questions are done.
+/// Answers every question of `task` in batches, then times some. `progress` hears how many questions
+/// are done, of [`EvaluationConfig::work`].
 ///
 /// # Errors
 ///
@@ -213,40 +222,69 @@ pub fn evaluate(
         }
         progress(rows.len());
     }
+    let answered = rows.len();
+    let timing = time(method, &task, config, &mut |done| progress(answered + done))?;
     Ok(Evaluation {
         rows,
         traces,
-        timing: time(method, &task, config)?,
+        timing,
     })
+}
+
+/// Questions that are answered together for their time, or to warm up for it.
+struct Timed {
+    rows: Range<usize>,
+    counts: bool,
+}
+
+/// What is answered for its time, in order; nothing where no question is timed.
+fn timed(config: &EvaluationConfig, problems: usize) -> Vec<Timed> {
+    let size = config.timing_batch_size;
+    let questions = config.timing_questions.min(problems);
+    if questions == 0 {
+        return Vec::new();
+    }
+    // Spread over the task, so that one length or source does not stand for all: to warm up too, since
+    // another length takes other kernels and other memory.
+    let spread = |batches: usize, counts: bool| {
+        (0..batches).map(move |index| {
+            let start = index * problems / batches;
+            let rows = start..(start + size).min(problems);
+            Timed { rows, counts }
+        })
+    };
+    let warm_up = spread(config.warm_up_questions.div_ceil(size), false);
+    warm_up
+        .chain(spread(questions.div_ceil(size), true))
+        .collect()
 }
 
 fn time(
     method: &dyn Method,
     task: &Task<'_>,
     config: &EvaluationConfig,
+    progress: &mut dyn FnMut(usize),
 ) -> Result<Timing, EvaluationError> {
-    let size = config.timing_batch_size;
-    let questions = config.timing_questions.min(task.problems.len());
-    if questions == 0 {
+    let batches = timed(config, task.problems.len());
+    if batches.is_empty() {
         return Ok(Timing::default());
     }
-    // Spread over the task, so that one length or source does not stand for all.
-    let batches = questions.div_ceil(size);
-    let warm_up = config.warm_up_questions.div_ceil(size);
     let mut timing = Timing {
-        batch_size: size,
+        batch_size: config.timing_batch_size,
         ..Timing::default()
     };
-    for index in 0..warm_up + batches {
-        let start = index.saturating_sub(warm_up) * task.problems.len() / batches;
-        let end = (start + size).min(task.problems.len());
-        let responses = respond(method, task, start..end)?;
-        if index >= warm_up {
-            timing.questions += end - start;
+    let mut done = 0;
+    for Timed { rows, counts } in batches {
+        let questions = rows.len();
+        let responses = respond(method, task, rows)?;
+        if counts {
+            timing.questions += questions;
             timing.prefill_ms += 1e3 * responses.prefill.as_secs_f64();
             timing.reason_ms += 1e3 * responses.reasoning.as_secs_f64();
             timing.answer_ms += 1e3 * responses.answer.as_secs_f64();
         }
+        done += questions;
+        progress(done);
     }
     let n = timing.questions as f64;
     timing.prefill_ms /= n;
@@ -258,7 +296,7 @@ fn time(
 fn respond(
     method: &dyn Method,
     task: &Task<'_>,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
 ) -> Result<Responses, EvaluationError> {
     method
         .respond(&task.prompt(rows)?)
