@@ -214,6 +214,7 @@ impl Workbench {
             count: config.latents.resolve(&self.train),
             key_values: KeyValueRule::default(),
             landing: Landing::default(),
+            entry_position: None,
         }
     }
 
