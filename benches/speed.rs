@@ -19,7 +19,7 @@ use sesqui_distill::Supervised;
 use sesqui_eval::{LatentMethod, Method};
 use sesqui_model::latent::{Feedback, LatentTransformer, SlotPositions};
 use sesqui_reason::{Decoding, greedy};
-use sesqui_shortcut::{ExitRule, KeyValueRule, Landing, ShortcutConfig, Shortcuts};
+use sesqui_shortcut::{EntryPosition, ExitRule, KeyValueRule, Landing, ShortcutConfig, Shortcuts};
 use sesqui_trainer::workers::Workers;
 
 const NEW_TOKENS: usize = 64;
@@ -104,6 +104,7 @@ fn latent(criterion: &mut Criterion) {
             rule,
             key_values: KeyValueRule::Holes,
             landing: Landing::SameBoundary,
+            entry_position: EntryPosition::EveryEntry,
             refinement: None,
             answer_start: &[3],
             decoding: Decoding {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sesqui_model::Transformer;
 use sesqui_model::latent::{LatentTransformer, SlotPositions};
 use sesqui_shortcut::walk::ExitRule;
-use sesqui_shortcut::{ExitPlan, KeyValueRule, staircase_pass};
+use sesqui_shortcut::{ExitPlan, staircase_pass};
 use sesqui_trainer::StepOutput;
 
 use crate::latent::{Correction, LatentBatch, LatentConfig, Rollout};
@@ -124,6 +124,8 @@ pub struct AlignTerms {
     weights: AlignWeights,
     /// Greatest probability with which an independent step leaves under exit dropout.
     independent: f64,
+    /// The staircase of exit dropout.
+    staircase: Staircase,
 }
 
 const NAMES: &[&str] = &[
@@ -148,6 +150,14 @@ impl Align {
         let terms = AlignTerms::new(teacher, config);
         Self { student, terms }
     }
+
+    /// As [`AlignTerms::on_staircase`].
+    pub fn on_staircase(self, staircase: Staircase) -> Self {
+        Self {
+            terms: self.terms.on_staircase(staircase),
+            ..self
+        }
+    }
 }
 
 impl AlignTerms {
@@ -164,7 +174,14 @@ impl AlignTerms {
                 ExitDropout::Never => 0.0,
                 ExitDropout::Late { independent, .. } => independent,
             },
+            staircase: Staircase::default(),
         }
+    }
+
+    /// Lets steps that exit dropout chose leave and go on as `staircase` says: where stage 2 is known
+    /// already, on its staircase.
+    pub fn on_staircase(self, staircase: Staircase) -> Self {
+        Self { staircase, ..self }
     }
 
     /// Names of the losses, the total first.
@@ -203,18 +220,20 @@ impl AlignTerms {
                     Correction::Never => None,
                     Correction::WhereWrong => Some(&lesson),
                 };
-                let (own, staircase) = (student.valid(), Staircase::default());
+                let (own, staircase) = (student.valid(), self.staircase);
                 let latents = own_inputs(&own, batch, rule, staircase, corrected).0;
                 let (rows, slots) = (batch.batch, batch.slots);
                 let plan = match exits {
-                    Some(_) => ExitPlan::from_exits(rows, slots, layers, staircase.landing, leaves),
+                    Some(_) => ExitPlan::from_exits(rows, slots, layers, staircase.landing, leaves)
+                        .with_entry_position(staircase.entry_position),
                     None => full,
                 };
                 (latents, plan)
             }
         };
         let inputs = staircase_inputs(student, batch, latents);
-        let pass = staircase_pass(student, None, inputs, &plan, KeyValueRule::Holes);
+        let key_values = self.staircase.key_values;
+        let pass = staircase_pass(student, None, inputs, &plan, key_values);
         let outcome = Outcome::new(student, pass, &lesson, batch, |row, slot| {
             plan.slot(row, slot).leave == layers
         });

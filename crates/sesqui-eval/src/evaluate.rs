@@ -3,6 +3,8 @@
 //! Accuracy is measured in batches; time apart from it, at batch 1 unless told otherwise, after
 //! warm-up questions whose time is thrown away.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use sesqui_dataset::DatasetError;
 use sesqui_reason::PromptError;
@@ -51,6 +53,12 @@ impl Default for EvaluationConfig {
 }
 
 impl EvaluationConfig {
+    /// Questions to answer in all over a task of `problems`: each for its score, some again for their
+    /// time and to warm up.
+    pub fn work(&self, problems: usize) -> usize {
+        problems + Plan::new(self, problems).work(self.timing_rounds)
+    }
+
     /// What is wrong with the numbers, if anything: the key and the reason.
     pub fn problem(&self) -> Option<(&'static str, String)> {
         [
@@ -173,8 +181,8 @@ impl Evaluation {
     }
 }
 
-/// Answers every question of `task` in batches, then times some. `progress` hears how many
-/// questions are done.
+/// Answers every question of `task` in batches, then times some. `progress` hears how many questions
+/// are done, of [`EvaluationConfig::work`].
 ///
 /// # Errors
 ///
@@ -220,55 +228,95 @@ pub fn evaluate(
         }
         progress(rows.len());
     }
+    let answered = rows.len();
+    let timing = time(method, &task, config, &mut |done| progress(answered + done))?;
     Ok(Evaluation {
         rows,
         traces,
-        timing: time(method, &task, config)?,
+        timing,
     })
+}
+
+/// Questions that are answered together, to warm up and then for their time.
+struct Plan {
+    warm_up: Vec<Range<usize>>,
+    timed: Vec<Range<usize>>,
+}
+
+impl Plan {
+    /// Spread over the task, so that one length or source does not stand for all: to warm up too, since
+    /// another length takes other kernels and other memory. Empty where no question is timed.
+    fn new(config: &EvaluationConfig, problems: usize) -> Self {
+        let size = config.timing_batch_size;
+        let questions = config.timing_questions.min(problems);
+        let spread = |questions: usize| -> Vec<Range<usize>> {
+            let batches = questions.div_ceil(size);
+            (0..batches)
+                .map(|index| {
+                    let start = index * problems / batches;
+                    start..(start + size).min(problems)
+                })
+                .collect()
+        };
+        let warm_up = match questions {
+            0 => 0,
+            _ => config.warm_up_questions,
+        };
+        Self {
+            warm_up: spread(warm_up),
+            timed: spread(questions),
+        }
+    }
+
+    /// Questions answered, each time counted.
+    fn work(&self, rounds: usize) -> usize {
+        let count = |batches: &[Range<usize>]| batches.iter().map(|rows| rows.len()).sum::<usize>();
+        count(&self.warm_up) + rounds * count(&self.timed)
+    }
 }
 
 fn time(
     method: &dyn Method,
     task: &Task<'_>,
     config: &EvaluationConfig,
+    progress: &mut dyn FnMut(usize),
 ) -> Result<Timing, EvaluationError> {
-    let size = config.timing_batch_size;
-    let questions = config.timing_questions.min(task.problems.len());
-    if questions == 0 {
+    let Plan { warm_up, timed } = Plan::new(config, task.problems.len());
+    if timed.is_empty() {
         return Ok(Timing::default());
     }
-    // Spread over the task, so that one length or source does not stand for all.
-    let batches = questions.div_ceil(size);
-    let range = |index: usize| {
-        let start = index * task.problems.len() / batches;
-        start..(start + size).min(task.problems.len())
+    let mut done = 0;
+    let mut answer = |rows: &Range<usize>| {
+        let responses = respond(method, task, rows.clone())?;
+        done += rows.len();
+        progress(done);
+        Ok::<_, EvaluationError>(responses)
     };
-    let warm_up = config.warm_up_questions.div_ceil(size);
-    for index in 0..warm_up {
-        respond(method, task, range(index % batches))?;
+    for rows in &warm_up {
+        answer(rows)?;
     }
     // Round after round, so that a disturbance of the machine hits a question once at most.
-    let mut times = vec![[const { Vec::new() }; 3]; batches];
+    let mut times = vec![[const { Vec::new() }; 3]; timed.len()];
     for _ in 0..config.timing_rounds {
-        for (index, phases) in times.iter_mut().enumerate() {
-            let responses = respond(method, task, range(index))?;
+        for (rows, phases) in timed.iter().zip(&mut times) {
+            let responses = answer(rows)?;
             let spent = [responses.prefill, responses.reasoning, responses.answer];
             for (phase, spent) in phases.iter_mut().zip(spent) {
                 phase.push(1e3 * spent.as_secs_f64());
             }
         }
     }
-    let timed: usize = (0..batches).map(|index| range(index).len()).sum();
+    let questions: usize = timed.iter().map(|rows| rows.len()).sum();
     let mut totals = [0.0; 3];
     for phases in &mut times {
         for (total, phase) in totals.iter_mut().zip(phases) {
             *total += median(phase);
         }
     }
-    let [prefill_ms, reason_ms, answer_ms] = totals.map(|total| total / timed as f64);
+    let [prefill_ms, reason_ms, answer_ms] = totals.map(|total| total / questions as f64);
     Ok(Timing {
-        batch_size: size,
-        questions: timed,
+        batch_size: config.timing_batch_size,
+        questions,
         rounds: config.timing_rounds,
         prefill_ms,
         reason_ms,
@@ -290,7 +338,7 @@ fn median(times: &mut [f64]) -> f64 {
 fn respond(
     method: &dyn Method,
     task: &Task<'_>,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
 ) -> Result<Responses, EvaluationError> {
     method
         .respond(&task.prompt(rows)?)

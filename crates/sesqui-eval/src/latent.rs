@@ -10,7 +10,7 @@ use sesqui_reason::{
     Calibrator, Decoding, LatentDecoded, LatentDecoding, LatentRow, Prompt, PromptError,
     References, RefineConfig, Refinement, latent, latent_refined, observe,
 };
-use sesqui_shortcut::{ExitRule, KeyValueRule, Landing};
+use sesqui_shortcut::{EntryPosition, ExitRule, KeyValueRule, Landing};
 
 use crate::method::{Method, Response, Responses};
 
@@ -32,6 +32,8 @@ pub struct LatentMethod<'a> {
     pub key_values: KeyValueRule,
     /// Where a step goes on after one that left early.
     pub landing: Landing,
+    /// Whether it is given its learned position there.
+    pub entry_position: EntryPosition,
     /// What is done to latents before they are fed.
     pub refinement: Option<Refinement<'a>>,
     /// The tokens that open the answer.
@@ -107,6 +109,7 @@ impl LatentMethod<'_> {
                 .collect(),
             answer_start: self.answer_start,
             landing: self.landing,
+            entry_position: self.entry_position,
             decoding: self.decoding,
         }
     }

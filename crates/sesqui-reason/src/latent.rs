@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
 use sesqui_model::LatentTransformer;
-use sesqui_shortcut::{ExitRule, KeyValueRule, Landing, Last, SlotTrace, Walk};
+use sesqui_shortcut::{EntryPosition, ExitRule, KeyValueRule, Landing, Last, SlotTrace, Walk};
 
 use crate::decode::{Decoding, feed, go_on, prefill, read_argmax};
 use crate::prompt::{Prompt, PromptError};
@@ -24,6 +24,8 @@ pub struct LatentDecoding<'a> {
     pub answer_start: &'a [u32],
     /// Where a slot goes on after one that left early.
     pub landing: Landing,
+    /// Whether it is given its learned position there.
+    pub entry_position: EntryPosition,
     /// When the answer ends; tokens of `answer_start` do not count.
     pub decoding: Decoding,
 }
@@ -160,7 +162,9 @@ fn run(
     let prefill = clock.elapsed();
 
     let clock = Instant::now();
-    let mut walk = Walk::new(model, cache, states, rule, key_values).with_landing(plan.landing);
+    let mut walk = Walk::new(model, cache, states, rule, key_values)
+        .with_landing(plan.landing)
+        .with_entry_position(plan.entry_position);
     for slot in 0..plan.latent_steps {
         let positions: Vec<i32> = plan.slot_positions.iter().map(|row| row[slot]).collect();
         let last = slot + 1 == plan.latent_steps;

@@ -26,7 +26,7 @@ pub use adapter::Adapter;
 pub use config::{AdapterConfig, KeyValueRule, RouterConfig, ShortcutConfig};
 pub use early_exit::EarlyExitConfig;
 pub use pass::{StaircaseInputs, StaircasePass, staircase_pass};
-pub use plan::{ExitPlan, Landing, PlanError, Slot};
+pub use plan::{EntryPosition, ExitPlan, Landing, PlanError, Slot};
 pub use router::{HostRouter, Router};
 pub use shortcuts::Shortcuts;
 pub use soft::{SoftConfig, SoftPass, soft_pass};

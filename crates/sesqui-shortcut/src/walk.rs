@@ -4,7 +4,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use sesqui_model::{KvCache, LatentTransformer};
 
 use crate::config::KeyValueRule;
-use crate::plan::Landing;
+use crate::plan::{EntryPosition, Landing};
 use crate::router::HostRouter;
 use crate::shortcuts::Shortcuts;
 
@@ -95,6 +95,7 @@ pub struct Walk<'a> {
     rule: ExitRule<'a>,
     key_values: KeyValueRule,
     landing: Landing,
+    entry_position: EntryPosition,
     cache: KvCache,
     device: Device,
     /// `[batch, 1, d_model]`: the newest state of each row after the final norm.
@@ -129,6 +130,7 @@ impl<'a> Walk<'a> {
             rule,
             key_values,
             landing: Landing::default(),
+            entry_position: EntryPosition::default(),
             cache,
             device: states.device(),
             states,
@@ -139,6 +141,12 @@ impl<'a> Walk<'a> {
     /// Goes on elsewhere after an exit than at the same boundary.
     pub fn with_landing(mut self, landing: Landing) -> Self {
         self.landing = landing;
+        self
+    }
+
+    /// Says whether slots that enter above the bottom are given their learned position.
+    pub fn with_entry_position(mut self, entry_position: EntryPosition) -> Self {
+        self.entry_position = entry_position;
         self
     }
 
@@ -218,11 +226,14 @@ impl<'a> Walk<'a> {
                 }
                 None => hidden,
             };
-            let at = self.column(&rows, positions);
-            Group {
-                hidden: self.model.backbone.with_positions(adapted, at),
-                rows,
-            }
+            let hidden = match self.entry_position {
+                EntryPosition::EveryEntry => {
+                    let at = self.column(&rows, positions);
+                    self.model.backbone.with_positions(adapted, at)
+                }
+                EntryPosition::CycleStart => adapted,
+            };
+            Group { rows, hidden }
         };
         for &row in &group.rows {
             self.slots[row].push(SlotTrace {

@@ -12,6 +12,7 @@ use sesqui_distill::{AlignConfig, JointConfig, ShortcutStageConfig};
 use sesqui_eval::EvaluationConfig;
 use sesqui_model::ModelConfig;
 use sesqui_model::latent::SlotPositions;
+use sesqui_shortcut::Landing;
 use sesqui_trainer::TrainingConfig;
 use sesqui_trainer::schedule::Decay;
 
@@ -122,6 +123,15 @@ impl Objective {
         matches!(self, Self::Align(_) | Self::Shortcut(_) | Self::Joint(_))
     }
 
+    /// The settings of its shortcuts, and what stands before their keys below `objective`.
+    pub fn shortcut(&self) -> Option<(&'static str, &ShortcutStageConfig)> {
+        match self {
+            Self::Cot | Self::NoCot | Self::Align(_) => None,
+            Self::Shortcut(config) => Some(("", config)),
+            Self::Joint(config) => Some(("shortcut.", &config.shortcut)),
+        }
+    }
+
     /// The objective's name in experiment files.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -152,6 +162,29 @@ impl Objective {
                 Some(("cot", "it learns from a chain-of-thought model"))
             }
             Self::Shortcut(_) => Some(("align", "shortcuts are learned over an aligned student")),
+        }
+    }
+}
+
+impl Stage {
+    /// Whether the staircase of its shortcuts has an exit in a model of `layers` layers.
+    ///
+    /// # Errors
+    ///
+    /// Names the key and what to change; `more` says how to get more layers.
+    pub fn check_landing(&self, layers: usize, more: &str) -> Result<(), Misuse> {
+        match self.objective.shortcut() {
+            Some((part, config))
+                if config.landing == Landing::NextBoundary
+                    && config.landing.exits(layers).is_empty() =>
+            {
+                Err(Misuse(format!(
+                    "stages.{}.objective.{part}landing: \"next-boundary\" leaves no exit in a model of \
+                     {layers} layers, it needs three or more; {more}, or set it to \"same-boundary\"",
+                    self.name
+                )))
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -225,7 +258,13 @@ impl Experiment {
         self.data.shrink(40);
         // A label file is of the whole data.
         self.labels = LabelsConfig::Symbolic;
-        self.model.layers = self.model.layers.min(2);
+        let adapters_stand_in = self.stages.iter().any(|stage| {
+            let shortcut = stage.objective.shortcut();
+            shortcut.is_some_and(|(_, config)| config.landing == Landing::NextBoundary)
+        });
+        // An adapter that stands in for a layer needs one below it and one above.
+        let layers = if adapters_stand_in { 3 } else { 2 };
+        self.model.layers = self.model.layers.min(layers);
         self.model.d_model = self.model.heads * (self.model.d_model / self.model.heads).min(8);
         self.model.d_feed_forward = 0;
         self.evaluation.questions = 20;
@@ -306,6 +345,9 @@ impl Experiment {
                     ),
                 );
             }
+            if self.has_shape_of_model(stage) {
+                stage.check_landing(self.model.layers, "raise model.layers")?;
+            }
             if let Some((part, reason)) = stage.training.problem() {
                 return fail(key(&format!("training.{part}")), reason);
             }
@@ -327,6 +369,18 @@ impl Experiment {
             }
         }
         Ok(())
+    }
+
+    /// Whether `stage` goes back to weights drawn in this run, whose shape is that of `[model]`.
+    fn has_shape_of_model(&self, stage: &Stage) -> bool {
+        match &stage.initialize {
+            Initialize::Scratch => true,
+            Initialize::Stage { stage: from } => self
+                .stage(from)
+                .is_some_and(|source| self.has_shape_of_model(source)),
+            // Their own shape is looked at where they are opened.
+            Initialize::Checkpoint { .. } | Initialize::HuggingFace { .. } => false,
+        }
     }
 
     /// Whether stage `index` starts from a kind of model that its objective can use.

@@ -48,7 +48,7 @@ pub fn measure(
     file: Option<&Path>,
 ) -> Result<Measured> {
     let bar = screen::progress(
-        task.problems.len(),
+        config.work(task.problems.len()),
         &format!("{} on {} {}", subject.method, task.dataset, task.split),
     );
     let method = model.method(device, &task, config, reasoning);

@@ -5,6 +5,11 @@ use sesqui_reason::RefineConfig;
 
 use crate::refinement::ReferencesConfig;
 
+/// Why programs refuse `--latent-steps 0`. In a file 0 stands for as many as trained; on a command line,
+/// where leaving the flag out does, it can only be a mistake.
+pub const NO_LATENT_STEPS: &str = "--latent-steps 0: a latent model takes at least one latent step; \
+                                   leave the flag out for as many as trained";
+
 /// The two thresholds of System-1.5 Reasoning (arXiv 2505.18962, section 2.1), and refinement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -204,9 +204,19 @@ impl Run<'_> {
             .workbench
             .latent_batches(stage, settings, context, seed, rollout)?;
         outlets.skipped(stage, context, &skipped);
-        let validation = self
-            .workbench
-            .validation_latents(settings, context, self.experiment)?;
+        let (validation, skipped) =
+            self.workbench
+                .validation_latents(settings, context, self.experiment)?;
+        if let Some(first) = skipped.first() {
+            outlets.renderer.line(&format!(
+                "{}: {} validation questions need more than {} latent steps or {context} positions, \
+                 {} first; they are asked, but losses are without them",
+                stage.name,
+                skipped.len(),
+                settings.count,
+                first.id
+            ));
+        }
         Ok((batches, validation))
     }
 

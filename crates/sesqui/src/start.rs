@@ -1,5 +1,7 @@
 //! Where a stage's weights come from.
 
+mod checks;
+
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -15,6 +17,7 @@ use crate::misuse::Misuse;
 use crate::opened::Opened;
 use crate::trained::{LatentSettings, Trained};
 use crate::workbench::Workbench;
+use checks::{check_layout, check_teacher, check_vocabulary, layers_from_elsewhere, missing_file};
 
 /// A run as seen from its stages: its configuration, its checkpoints, its vocabulary.
 pub struct Lineage<'a> {
@@ -112,17 +115,7 @@ impl Lineage<'_> {
             Initialize::HuggingFace { path } => {
                 let model = huggingface::load(path, device)
                     .with_context(|| format!("stages.{}.initialize.path", stage.name))?;
-                if model.vocabulary() < self.vocabulary {
-                    return Err(Misuse(format!(
-                        "stages.{}.initialize.path: {} has {} token embeddings, the tokenizer \
-                         makes {} ids; use the tokenizer that belongs to the model",
-                        stage.name,
-                        path.display(),
-                        model.vocabulary(),
-                        self.vocabulary,
-                    ))
-                    .into());
-                }
+                check_vocabulary(stage, path, model.vocabulary(), self.vocabulary)?;
                 Ok(model)
             }
         }
@@ -152,33 +145,27 @@ pub fn check_starts(experiment: &Experiment, workbench: &Workbench) -> Result<()
             Initialize::Checkpoint { path } => {
                 let opened = same_tokenizer(stage, path, workbench)?;
                 check_checkpoint(experiment, stage, path, &opened)?;
-            }
-            Initialize::HuggingFace { path } => {
-                for file in ["config.json", "model.safetensors"] {
-                    if !path.join(file).is_file() {
-                        return Err(Misuse(format!(
-                            "stages.{}.initialize.path: there is no {}",
-                            stage.name,
-                            path.join(file).display()
-                        ))
-                        .into());
-                    }
+                check_layout(stage, path, &opened, workbench)?;
+                if matches!(stage.objective, Objective::Shortcut(_)) {
+                    check_teacher(stage, path, &opened)?;
                 }
             }
-        }
-        if let (Objective::Shortcut(_), Initialize::Checkpoint { path }) =
-            (&stage.objective, &stage.initialize)
-        {
-            let opened = Opened::checkpoint(path)?;
-            if opened.run().is_none() && !shares_teacher(opened.stage()?) {
-                return Err(Misuse(format!(
-                    "stages.{}.initialize.path: {} lies in no run directory, where the student's \
-                     teacher would be; give a checkpoint in its run",
-                    stage.name,
-                    path.display()
-                ))
-                .into());
+            Initialize::HuggingFace { path } => {
+                if let Some(missing) = missing_file(path) {
+                    return Err(Misuse(format!(
+                        "stages.{}.initialize.path: there is no {}",
+                        stage.name,
+                        missing.display()
+                    ))
+                    .into());
+                }
+                let key = || format!("stages.{}.initialize.path", stage.name);
+                let vocabulary = huggingface::vocabulary(path).with_context(key)?;
+                check_vocabulary(stage, path, vocabulary, workbench.tokenizer.vocab_size())?;
             }
+        }
+        if let Some(layers) = layers_from_elsewhere(experiment, stage)? {
+            stage.check_landing(layers, "start from a model with more")?;
         }
         if let Some(settings) = latent_settings(experiment, workbench, stage)? {
             let asked = experiment.reasoning.latent_steps;

@@ -12,7 +12,7 @@ use sesqui_eval::{EvaluationConfig, LatentMethod, Method, Task, TokenDecoding};
 use sesqui_model::Transformer;
 use sesqui_model::latent::LatentTransformer;
 use sesqui_reason::Decoding;
-use sesqui_shortcut::{ExitRule, HostRouter, KeyValueRule, Landing, Shortcuts};
+use sesqui_shortcut::{EntryPosition, ExitRule, HostRouter, KeyValueRule, Landing, Shortcuts};
 use sesqui_trainer::checkpoint::load_model;
 
 use crate::experiment::{Objective, Stage};
@@ -55,6 +55,9 @@ pub struct LatentSettings {
     pub key_values: KeyValueRule,
     /// Where a latent step goes on after one that left early.
     pub landing: Landing,
+    /// Whether it is given its learned position there; `None` in files that are older than the setting.
+    #[serde(default)]
+    pub entry_position: Option<EntryPosition>,
 }
 
 impl LatentSettings {
@@ -72,8 +75,18 @@ impl LatentSettings {
         Self {
             key_values: config.key_values,
             landing: config.landing,
+            entry_position: Some(config.entry_position()),
             ..self.clone()
         }
+    }
+
+    /// Reads what stage 2, trained as `config` says, left beside a checkpoint's weights.
+    fn read_with(checkpoint: &Path, config: &ShortcutStageConfig) -> Result<Self> {
+        let mut settings = Self::read(checkpoint)?;
+        settings
+            .entry_position
+            .get_or_insert(config.entry_position());
+        Ok(settings)
     }
 
     /// Reads the settings beside a checkpoint's weights.
@@ -144,6 +157,7 @@ impl Latent {
             rule: self.rule(reasoning.exit_threshold),
             key_values: self.settings.key_values,
             landing: self.settings.landing,
+            entry_position: self.settings.entry_position.unwrap_or_default(),
             refinement: self.refined.as_ref().map(Prepared::refinement),
             answer_start: answer_start(task),
             decoding: decoding(task, config),
@@ -176,7 +190,7 @@ impl Trained {
                 Ok(Self::latent(model.student, None, settings))
             }
             Objective::Shortcut(config) => {
-                let settings = LatentSettings::read(checkpoint)?;
+                let settings = LatentSettings::read_with(checkpoint, config)?;
                 let shortcuts = Shortcuts::new(&config.shortcuts, fresh.config(), 0, device);
                 let student =
                     LatentTransformer::new(fresh.clone(), &settings.latents.feedback, device);
@@ -185,7 +199,7 @@ impl Trained {
                 Ok(Self::latent(model.student, Some(model.shortcuts), settings))
             }
             Objective::Joint(config) => {
-                let settings = LatentSettings::read(checkpoint)?;
+                let settings = LatentSettings::read_with(checkpoint, &config.shortcut)?;
                 let shape = fresh.config();
                 let shortcuts = Shortcuts::new(&config.shortcut.shortcuts, shape, 0, device);
                 let student =

@@ -214,6 +214,7 @@ impl Workbench {
             count: config.latents.resolve(&self.train),
             key_values: KeyValueRule::default(),
             landing: Landing::default(),
+            entry_position: None,
         }
     }
 
@@ -333,7 +334,7 @@ impl Workbench {
     }
 
     /// The validation questions that are asked and need no more latent steps and positions than there
-    /// are, in batches.
+    /// are, in batches, with those that need more.
     ///
     /// # Errors
     ///
@@ -343,16 +344,19 @@ impl Workbench {
         settings: &LatentSettings,
         context: usize,
         experiment: &Experiment,
-    ) -> Result<Vec<LatentBatch>> {
+    ) -> Result<(Vec<LatentBatch>, Vec<Skipped>)> {
         let rollout = Rollout::Student {
             correction: Correction::Never,
             exits: None,
         };
-        let mut kept = Vec::new();
+        let (mut kept, mut skipped) = (Vec::new(), Vec::new());
         for problem in &self.validation.encoded {
-            let fits = self.latent_end(settings, problem)? <= context;
-            if fits && settings.latents.needed(problem) <= settings.count {
+            let length = self.latent_end(settings, problem)?;
+            if length <= context && settings.latents.needed(problem) <= settings.count {
                 kept.push(problem.clone());
+            } else {
+                let id = problem.id.clone();
+                skipped.push(Skipped { id, length });
             }
         }
         let problems = self.latent_problems(settings, &kept)?;
@@ -362,7 +366,7 @@ impl Workbench {
             .chunks(experiment.evaluation.batch_size)
             .map(|rows| LatentBatch::collate(&problems, rows, positions, pad, rollout))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(batches)
+        Ok((batches, skipped))
     }
 
     /// Positions that a problem needs with latent steps.

@@ -11,7 +11,7 @@ use sesqui_reason::{
     Calibration, Calibrator, LatentDecoded, PromptError, References, RefineConfig, Refinement,
     latent_refined, observe,
 };
-use sesqui_shortcut::{ExitRule, KeyValueRule, Landing};
+use sesqui_shortcut::{EntryPosition, ExitRule, KeyValueRule, Landing};
 
 use crate::alone::{Leave, alone_refined, latent_model};
 use crate::by_hand::{
@@ -293,6 +293,7 @@ fn costs_are_what_ran() {
             rule: ExitRule::Full,
             key_values: KeyValueRule::Holes,
             landing: Landing::SameBoundary,
+            entry_position: EntryPosition::EveryEntry,
             refinement,
             answer_start: &[11, 4],
             // Every answer is as long as the other.

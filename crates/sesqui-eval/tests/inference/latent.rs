@@ -2,7 +2,7 @@
 
 use sesqui_model::{Family, LatentTransformer};
 use sesqui_reason::{Decoding, LatentDecoded, LatentDecoding, Prompt, PromptError, latent};
-use sesqui_shortcut::{ExitRule, HostRouter, KeyValueRule, Landing, Shortcuts};
+use sesqui_shortcut::{EntryPosition, ExitRule, HostRouter, KeyValueRule, Landing, Shortcuts};
 
 use crate::alone::{Alone, LAYERS, Leave, alone, decoding, latent_model};
 use crate::support::{FAMILIES, Questions, VOCABULARY, plain, prompt, questions, values};
@@ -11,6 +11,14 @@ use crate::support::{FAMILIES, Questions, VOCABULARY, plain, prompt, questions, 
 const CLOSE: f32 = 1e-5;
 const KEY_VALUES: [KeyValueRule; 2] = [KeyValueRule::Holes, KeyValueRule::Fill];
 const LANDINGS: [Landing; 2] = [Landing::SameBoundary, Landing::NextBoundary];
+
+/// Where a slot goes on after an exit, and whether it is given its position there.
+const ENTRIES: [(Landing, EntryPosition); 4] = [
+    (Landing::SameBoundary, EntryPosition::EveryEntry),
+    (Landing::NextBoundary, EntryPosition::EveryEntry),
+    (Landing::SameBoundary, EntryPosition::CycleStart),
+    (Landing::NextBoundary, EntryPosition::CycleStart),
+];
 
 /// Five questions, most of them with pads before them when together.
 fn five() -> Questions {
@@ -29,6 +37,7 @@ struct Subject<'a> {
     hosts: &'a [HostRouter],
     key_values: KeyValueRule,
     landing: Landing,
+    entry_position: EntryPosition,
     answer_start: &'a [u32],
     steps: usize,
 }
@@ -80,12 +89,15 @@ impl Subject<'_> {
     }
 
     fn plan(&self, questions: &Questions) -> LatentDecoding<'_> {
-        decoding(
-            self.steps,
-            &starts(questions),
-            self.answer_start,
-            self.landing,
-        )
+        LatentDecoding {
+            entry_position: self.entry_position,
+            ..decoding(
+                self.steps,
+                &starts(questions),
+                self.answer_start,
+                self.landing,
+            )
+        }
     }
 
     fn alone(&self, rule: Rule, questions: &Questions, row: usize) -> Alone {
@@ -131,10 +143,11 @@ fn check(subject: &Subject<'_>, rule: Rule) -> LatentDecoded {
     let wider = subject.run(rule, &questions, 12, &names);
     for row in 0..questions.len() {
         let what = format!(
-            "{:?}, {rule:?}, {:?}, {:?}, row {row}",
+            "{:?}, {rule:?}, {:?}, {:?}, {:?}, row {row}",
             subject.model.backbone.config().family,
             subject.key_values,
-            subject.landing
+            subject.landing,
+            subject.entry_position
         );
         let expected = subject.alone(rule, &questions, row);
         let single = vec![questions[row].clone()];
@@ -180,7 +193,7 @@ impl Kinds {
     }
 }
 
-/// All rules with all ways of holding keys and of going on.
+/// All rules with all ways of holding keys, of going on and of standing there.
 fn check_all(rules: &[Rule]) {
     let mut kinds = Kinds::default();
     let mut tokens = Vec::new();
@@ -189,13 +202,14 @@ fn check_all(rules: &[Rule]) {
             let (model, shortcuts) = latent_model(family, 3, hidden);
             let hosts = shortcuts.routers_on_host();
             for key_values in KEY_VALUES {
-                for landing in LANDINGS {
+                for (landing, entry_position) in ENTRIES {
                     let subject = Subject {
                         model: &model,
                         shortcuts: &shortcuts,
                         hosts: &hosts,
                         key_values,
                         landing,
+                        entry_position,
                         answer_start: &[11, 4],
                         steps: 5,
                     };
@@ -243,6 +257,7 @@ fn full_steps_together_alone_and_by_hand() {
                 hosts: &[],
                 key_values: KeyValueRule::Holes,
                 landing: Landing::SameBoundary,
+                entry_position: EntryPosition::EveryEntry,
                 answer_start,
                 steps,
             };
@@ -359,6 +374,33 @@ fn an_exit_costs_what_its_landing_says() {
         let found = latent(&model, rule, KeyValueRule::Holes, &prompt, &plan, &plain()).unwrap();
         let slots = found.rows[0].slots.iter().map(|slot| slot.layer_calls());
         assert_eq!(slots.sum::<usize>(), calls);
+    }
+}
+
+/// A learned position is added above the bottom or not; a rotary one is not there to be added.
+#[test]
+fn a_position_is_added_on_entering_only_where_asked_and_learned() {
+    for family in FAMILIES {
+        let (model, shortcuts) = latent_model(family, 3, 0);
+        let questions = five();
+        let leaves = |_: usize, slot: usize, boundary: usize| slot == 1 && boundary == 2;
+        let rule = ExitRule::Plan {
+            shortcuts: Some(&shortcuts),
+            leaves: &leaves,
+        };
+        let states = [EntryPosition::EveryEntry, EntryPosition::CycleStart].map(|entry_position| {
+            let plan = LatentDecoding {
+                entry_position,
+                ..decoding(3, &starts(&questions), &[11], Landing::SameBoundary)
+            };
+            let prompt = prompt(&questions, 9, 0);
+            let found = latent(&model, rule, KeyValueRule::Holes, &prompt, &plan, &plain());
+            let states = found.unwrap().states.into_iter();
+            states.map(values).collect::<Vec<_>>()
+        });
+        // The third slot is the only one that enters above the bottom.
+        assert_eq!(states[0][..3], states[1][..3], "{family:?}");
+        assert_eq!(states[0][3] != states[1][3], family == Family::Gpt2);
     }
 }
 

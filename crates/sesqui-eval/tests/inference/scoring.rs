@@ -231,7 +231,8 @@ fn timed_questions_are_spread_over_the_task() {
     let exercises = ten();
     let table: [(usize, usize, usize, &[&[usize]]); 6] = [
         // timed, together, warm-up, what is asked after the score
-        (5, 1, 2, &[&[0], &[2], &[0], &[2], &[4], &[6], &[8]]),
+        // Warm-up is spread too, in its own number of calls.
+        (5, 1, 2, &[&[0], &[5], &[0], &[2], &[4], &[6], &[8]]),
         // More than half of them: not simply the first ones.
         (6, 1, 0, &[&[0], &[1], &[3], &[5], &[6], &[8]]),
         (3, 1, 1, &[&[0], &[0], &[3], &[6]]),
@@ -254,9 +255,16 @@ fn timed_questions_are_spread_over_the_task() {
             ..EvaluationConfig::default()
         };
         let script = Script::new(&exercises, |_, answer| format!("####{answer}"));
-        let found = run(&script, exercises.task(), &config).timing;
+        let mut done = Vec::new();
+        let found = evaluate(&script, exercises.task(), &config, &mut |n| done.push(n));
+        let found = found.unwrap().timing;
         let what = format!("{timing_questions} timed, {timing_batch_size} together");
         assert_eq!(script.calls.borrow()[1..], *asked, "{what}");
+        // Progress goes on through all of it.
+        let heard: Vec<usize> = asked.iter().map(|rows| rows.len()).collect();
+        let heard = (0..=heard.len()).map(|calls| 10 + heard[..calls].iter().sum::<usize>());
+        assert_eq!(done, heard.collect::<Vec<_>>(), "{what}");
+        assert_eq!(done.last(), Some(&config.work(10)), "{what}");
         // The script takes as many milliseconds as the problem's number says.
         let warm_up = warm_up_questions.div_ceil(timing_batch_size);
         let timed: Vec<usize> = asked[warm_up..].concat();

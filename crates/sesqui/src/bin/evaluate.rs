@@ -15,6 +15,7 @@ use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
 use sesqui::output::say;
 use sesqui::preparation::{Preparation, check_arguments};
+use sesqui::reasoning::NO_LATENT_STEPS;
 use sesqui::refinement::Variant;
 use sesqui::screen::spinner;
 use sesqui::stage::checkpoint_name;
@@ -289,8 +290,7 @@ fn sweep(arguments: &Arguments) -> Result<Sweep> {
         return Err(Misuse(reason).into());
     }
     if arguments.latent_steps.contains(&0) {
-        let reason = "--latent-steps 0: a latent model takes at least one latent step";
-        return Err(Misuse(reason.to_owned()).into());
+        return Err(Misuse(NO_LATENT_STEPS.to_owned()).into());
     }
     Ok(Sweep {
         exit_thresholds: arguments.exit_threshold.clone(),

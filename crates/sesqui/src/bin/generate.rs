@@ -13,7 +13,7 @@ use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
 use sesqui::output::say;
 use sesqui::preparation::{Preparation, Prepared, check_arguments};
-use sesqui::reasoning::ReasoningConfig;
+use sesqui::reasoning::{NO_LATENT_STEPS, ReasoningConfig};
 use sesqui::refinement::Variant;
 use sesqui::trained::{Latent, Trained};
 use sesqui::workbench::{Workbench, data_root};
@@ -64,7 +64,7 @@ struct Arguments {
     exit_threshold: Option<f64>,
 
     /// Latent steps [default: as trained]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     latent_steps: Option<u32>,
 
     /// Refine latents, for example residual=0.05; as `evaluate --refine` [default: as configured]
@@ -128,6 +128,9 @@ fn generate(arguments: &Arguments) -> Result<()> {
         .is_some_and(|question| question.trim().is_empty())
     {
         return Err(Misuse("--question is empty; write what the model is to answer".into()).into());
+    }
+    if arguments.latent_steps == Some(0) {
+        return Err(Misuse(NO_LATENT_STEPS.to_owned()).into());
     }
     let opened = reopened::open(&arguments.path, arguments.stage.as_deref())?;
     if let Some(flag) = arguments.latent_flag() {

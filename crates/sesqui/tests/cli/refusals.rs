@@ -173,7 +173,38 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
     (
         "evaluate",
         &["DIR", "--latent-steps", "1,0"],
-        "--latent-steps 0: a latent model takes at least one latent step",
+        "--latent-steps 0: a latent model takes at least one latent step; leave the flag out for as many \
+         as trained",
+    ),
+    (
+        "generate",
+        &["DIR", "--question", "?", "--latent-steps", "0"],
+        "--latent-steps 0: a latent model takes at least one latent step; leave the flag out for as many \
+         as trained",
+    ),
+    (
+        "train",
+        &[
+            "--set",
+            "model.layers=2",
+            "--set",
+            "stages.system15.objective.landing=next-boundary",
+        ],
+        "stages.system15.objective.landing: \"next-boundary\" leaves no exit in a model of 2 layers, it \
+         needs three or more; raise model.layers, or set it to \"same-boundary\"",
+    ),
+    (
+        "train",
+        &[
+            "--config",
+            "experiments/arith-dag/joint.toml",
+            "--set",
+            "model.layers=1",
+            "--set",
+            "stages.joint.objective.shortcut.landing=next-boundary",
+        ],
+        "stages.joint.objective.shortcut.landing: \"next-boundary\" leaves no exit in a model of 1 \
+         layers, it needs three or more; raise model.layers, or set it to \"same-boundary\"",
     ),
     #[cfg(unix)]
     (
