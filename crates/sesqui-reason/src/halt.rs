@@ -16,6 +16,7 @@ pub use probe::entropy;
 pub(crate) use samples::sampled;
 pub use samples::{disagreement, noise, winner};
 
+use crate::decode::DecodedRow;
 use crate::latent::LatentDecoding;
 use crate::prompt::PromptError;
 use probe::Watch;
@@ -79,7 +80,7 @@ pub struct Round {
     /// Entropy, in nats, of the distinct answers.
     pub entropy: f64,
     /// Token ids, those that open the answer included, without the stop token.
-    pub answers: Vec<Vec<u32>>,
+    pub answers: Vec<DecodedRow>,
     /// Whether it decided about going on; if not, it came after the last step and is the answer.
     pub decides: bool,
 }

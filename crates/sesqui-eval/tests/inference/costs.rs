@@ -2,7 +2,7 @@
 
 use sesqui_eval::{LatentMethod, Method};
 use sesqui_model::latent::SlotPositions;
-use sesqui_reason::Decoding;
+use sesqui_reason::{Decoding, HaltConfig};
 use sesqui_shortcut::{ExitRule, KeyValueRule, Landing};
 
 use crate::alone::{LAYERS, Leave, alone, latent_model};
@@ -66,6 +66,7 @@ fn flops_and_layer_calls_are_what_ran() {
                     key_values,
                     landing: Landing::SameBoundary,
                     refinement: None,
+                    halt: (&HaltConfig::Never, None),
                     answer_start: &[11, 4],
                     decoding: Decoding {
                         stop: 7,

@@ -294,6 +294,7 @@ fn costs_are_what_ran() {
             key_values: KeyValueRule::Holes,
             landing: Landing::SameBoundary,
             refinement,
+            halt: (&HaltConfig::Never, None),
             answer_start: &[11, 4],
             // Every answer is as long as the other.
             decoding: sesqui_reason::Decoding {

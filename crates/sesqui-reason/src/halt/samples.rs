@@ -8,7 +8,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use sesqui_model::{KvCache, LatentTransformer};
 use sesqui_shortcut::{ExitRule, KeyValueRule, Last, Walk};
 
-use crate::decode::prefill;
+use crate::decode::{DecodedRow, prefill};
 use crate::halt::config::SamplesRule;
 use crate::halt::{HaltTrace, Halting, Round, SampleTrace};
 use crate::latent::{LatentDecoded, LatentDecoding, LatentRow, answers, finish_pending};
@@ -115,9 +115,10 @@ fn voted(
         let answers = trace.rounds.last().map_or(&[][..], |round| &round.answers);
         trace.winner = winner(answers);
         winners.push(question * samples + trace.winner);
+        let answer = answers.get(trace.winner).cloned().unwrap_or_default();
         rows.push(LatentRow {
-            tokens: answers.get(trace.winner).cloned().unwrap_or_default(),
-            stopped: true,
+            tokens: answer.tokens,
+            stopped: answer.stopped,
             slots: trace.trajectories[trace.winner].clone(),
             auxiliary: AuxiliaryWork::default(),
             halt: HaltTrace::None,
@@ -168,11 +169,14 @@ impl Ask<'_> {
         let states = picked(states, &rows);
         let backbone = &self.model.backbone;
         let found = answers(backbone, &mut fork, states, plan, &positions, self.device);
-        let tokens = |row: &crate::decode::DecodedRow| [plan.answer_start, &row.tokens].concat();
+        let whole = |row: &DecodedRow| DecodedRow {
+            tokens: [plan.answer_start, &row.tokens].concat(),
+            stopped: row.stopped,
+        };
         found
             .chunks(samples)
             .map(|own| {
-                let answers: Vec<Vec<u32>> = own.iter().map(tokens).collect();
+                let answers: Vec<DecodedRow> = own.iter().map(whole).collect();
                 Round {
                     after: steps,
                     entropy: disagreement(&answers),
@@ -235,7 +239,7 @@ pub fn noise(seed: u64, key: u64, sample: usize, slot: usize, count: usize) -> V
 }
 
 /// How often each distinct answer was given, in the order of their first samples.
-fn counts(answers: &[Vec<u32>]) -> Vec<(usize, usize)> {
+fn counts<T: PartialEq>(answers: &[T]) -> Vec<(usize, usize)> {
     let mut counts: Vec<(usize, usize)> = Vec::new();
     for (sample, answer) in answers.iter().enumerate() {
         match counts.iter_mut().find(|(first, _)| answers[*first] == *answer) {
@@ -248,7 +252,7 @@ fn counts(answers: &[Vec<u32>]) -> Vec<(usize, usize)> {
 
 /// Entropy, in nats, of the shares of distinct answers (semantic entropy, with equal token ids as equal
 /// meaning); 0 where all agree.
-pub fn disagreement(answers: &[Vec<u32>]) -> f64 {
+pub fn disagreement<T: PartialEq>(answers: &[T]) -> f64 {
     let all = answers.len() as f64;
     let shares = counts(answers).into_iter().map(|(_, count)| count as f64 / all);
     // 0 rather than -0 where all agree.
@@ -256,7 +260,7 @@ pub fn disagreement(answers: &[Vec<u32>]) -> f64 {
 }
 
 /// The first sample that gave the commonest answer, of equally common ones the one first given.
-pub fn winner(answers: &[Vec<u32>]) -> usize {
+pub fn winner<T: PartialEq>(answers: &[T]) -> usize {
     let best = |best: (usize, usize), next: (usize, usize)| match next.1 > best.1 {
         true => next,
         false => best,
@@ -292,7 +296,7 @@ mod tests {
             assert!(found.is_sign_positive());
             assert_eq!(winner(&answers(ids)), first, "{ids:?}");
         }
-        assert_eq!(winner(&[]), 0);
+        assert_eq!(winner::<u32>(&[]), 0);
     }
 
     #[test]
