@@ -252,6 +252,7 @@ mod tests {
             count: 3,
             key_values: KeyValueRule::default(),
             landing: Landing::default(),
+            shortcuts: None,
         }
     }
 
