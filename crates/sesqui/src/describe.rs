@@ -9,7 +9,9 @@ use burn::train::TrainStep;
 use comfy_table::{CellAlignment, Table, presets};
 use sesqui_dataset::batch::SequenceBatch;
 use sesqui_distill::rollout::exits_drawn;
-use sesqui_distill::{Align, Joint, JointBatch, JointBatches, LatentBatch, Shortcut, Supervised};
+use sesqui_distill::{
+    Align, HaltStageConfig, Joint, JointBatch, JointBatches, LatentBatch, Shortcut, Supervised,
+};
 use sesqui_model::flops::Flops;
 use sesqui_model::latent::LatentTransformer;
 use sesqui_model::{Transformer, parameters};

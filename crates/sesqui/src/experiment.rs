@@ -12,6 +12,7 @@ use sesqui_distill::{AlignConfig, HaltStageConfig, JointConfig, ShortcutStageCon
 use sesqui_eval::EvaluationConfig;
 use sesqui_model::ModelConfig;
 use sesqui_model::latent::SlotPositions;
+use sesqui_reason::HaltConfig;
 use sesqui_trainer::TrainingConfig;
 use sesqui_trainer::schedule::Decay;
 
@@ -272,6 +273,13 @@ impl Experiment {
         }
         if let Some((key, reason)) = self.reasoning.problem() {
             return fail(format!("reasoning.{key}"), reason);
+        }
+        let learns = |stage: &Stage| matches!(stage.objective, Objective::Halt(_));
+        if matches!(self.reasoning.halt, HaltConfig::Learned(_)) && !self.stages.iter().any(learns) {
+            return fail(
+                "reasoning.halt".to_owned(),
+                "no stage learns a head; add one with objective halt".to_owned(),
+            );
         }
         if self.stages.is_empty() {
             return fail(

@@ -244,6 +244,35 @@ pub fn beside(asked: &[HaltConfig], model: &Trained) -> Vec<HaltConfig> {
     }
 }
 
+/// Checks ways of halting against a model of `vocabulary` tokens, whose latents are refined or not.
+///
+/// # Errors
+///
+/// Names the token that there is not, or what does not go together.
+pub fn check(halts: &[HaltConfig], vocabulary: usize, refines: bool) -> Result<(), Misuse> {
+    for halt in halts {
+        let tokens = match halt {
+            HaltConfig::Entropy(rule) => match &rule.over {
+                Over::Tokens { ids } => ids.as_slice(),
+                _ => &[],
+            },
+            HaltConfig::Samples(_) if refines => {
+                return Err(Misuse(format!(
+                    "halting, {}: samples cannot be refined; leave out one of the two",
+                    label(halt)
+                )));
+            }
+            _ => &[],
+        };
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= vocabulary) {
+            return Err(Misuse(format!(
+                "halting, over.ids: the model has no token {id}; ids are below {vocabulary}"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Checks `--halt` before anything is loaded.
 ///
 /// # Errors

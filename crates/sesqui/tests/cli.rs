@@ -13,6 +13,8 @@ mod compared;
 #[path = "cli/experiments.rs"]
 mod experiments;
 #[path = "cli/help.rs"]
+mod halting;
+#[path = "cli/help.rs"]
 mod help;
 #[path = "cli/likelihood.rs"]
 mod likelihood;

@@ -8,7 +8,7 @@ use sesqui_reason::refine::{
     AuxiliaryWork, Context, Direction, LayerRuns, Norm, Scaling, Sign, gated,
 };
 use sesqui_reason::{
-    Calibration, Calibrator, LatentDecoded, PromptError, References, RefineConfig, Refinement,
+    Calibration, Calibrator, HaltConfig, LatentDecoded, PromptError, References, RefineConfig, Refinement,
     latent_refined, observe,
 };
 use sesqui_shortcut::{ExitRule, KeyValueRule, Landing};

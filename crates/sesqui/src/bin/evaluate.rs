@@ -179,6 +179,8 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
             .plain_and(&variants, &model, opened)?;
         let asked = halting::all(&arguments.halt, &experiment.reasoning)?;
         let halts = halting::beside(&asked, &model);
+        let vocabulary = model.backbone().vocabulary();
+        halting::check(&halts, vocabulary, !variants.is_empty())?;
         if let (Trained::Latent(_), true) = (&model, halts.len() < asked.len()) {
             let stage = &opened.state.stage;
             say(format!("{stage} has no head: --halt learned is left out there"))?;

@@ -207,7 +207,9 @@ fn answer(
         latent.refined = Some(prepare(arguments, opened, device, variant, latent)?);
     }
     let asked = halting::all(arguments.halt.as_slice(), &reasoning)?;
-    match halting::beside(&asked, &model).as_slice() {
+    let halts = halting::beside(&asked, &model);
+    halting::check(&halts, model.backbone().vocabulary(), !variants.is_empty())?;
+    match halts.as_slice() {
         [] => {}
         [halt] => model.halt(halt),
         several => {

@@ -95,6 +95,8 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     waiting.finish_and_clear();
     check_starts(experiment, &workbench)?;
     preparation::check(experiment)?;
+    let halts = halting::all(&[], &experiment.reasoning)?;
+    halting::check(&halts, workbench.tokenizer.vocab_size(), false)?;
     if arguments.dry_run {
         say(&resolved.text)?;
         say(describe::dry_run(experiment, &workbench, &device)?)?;
