@@ -52,11 +52,7 @@ const NAMES: &[&str] = &["loss", "hits"];
 
 impl Halt {
     /// `head` over a frozen model.
-    pub fn new(
-        student: LatentTransformer,
-        shortcuts: Option<Shortcuts>,
-        head: StepHead,
-    ) -> Self {
+    pub fn new(student: LatentTransformer, shortcuts: Option<Shortcuts>, head: StepHead) -> Self {
         Self {
             student: student.no_grad(),
             shortcuts: shortcuts.map(Shortcuts::no_grad),
@@ -108,7 +104,10 @@ impl HaltBatch {
         let width = self.states.len() / self.rows().max(1);
         let state = |&row: &u32| &self.states[row as usize * width..][..width];
         Self {
-            states: rows.iter().flat_map(|row| state(row).iter().copied()).collect(),
+            states: rows
+                .iter()
+                .flat_map(|row| state(row).iter().copied())
+                .collect(),
             labels: rows.iter().map(|&row| self.labels[row as usize]).collect(),
         }
     }
@@ -156,7 +155,9 @@ impl Batches<HaltBatch> for HaltBatches {
 
     fn rows(&self, index: u64) -> String {
         let rows = self.order.rows(index);
-        let names = rows.iter().filter_map(|&row| self.identities.get(row as usize));
+        let names = rows
+            .iter()
+            .filter_map(|&row| self.identities.get(row as usize));
         names.cloned().collect::<Vec<_>>().join(", ")
     }
 }

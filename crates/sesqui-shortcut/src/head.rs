@@ -32,8 +32,8 @@ impl StepHead {
     ) -> Self {
         let mut weights = Initializer::new(model, seed);
         let d_model = model.d_model;
-        let layer = (hidden > 0)
-            .then(|| weights.linear([d_model, hidden], true, Role::Input, device));
+        let layer =
+            (hidden > 0).then(|| weights.linear([d_model, hidden], true, Role::Input, device));
         let width = if hidden > 0 { hidden } else { d_model };
         let mut output = weights.linear([width, steps], true, Role::Input, device);
         output.weight = Param::from_tensor(output.weight.val().zeros_like());

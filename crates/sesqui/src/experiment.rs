@@ -275,7 +275,8 @@ impl Experiment {
             return fail(format!("reasoning.{key}"), reason);
         }
         let learns = |stage: &Stage| matches!(stage.objective, Objective::Halt(_));
-        if matches!(self.reasoning.halt, HaltConfig::Learned(_)) && !self.stages.iter().any(learns) {
+        if matches!(self.reasoning.halt, HaltConfig::Learned(_)) && !self.stages.iter().any(learns)
+        {
             return fail(
                 "reasoning.halt".to_owned(),
                 "no stage learns a head; add one with objective halt".to_owned(),

@@ -45,7 +45,9 @@ type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBacke
 
 /// The lines: names, and rows by their steps.
 fn lines(rows: &[HaltRow]) -> Vec<(String, Vec<&HaltRow>)> {
-    let several = rows.iter().any(|row| row.exit_threshold != rows[0].exit_threshold);
+    let several = rows
+        .iter()
+        .any(|row| row.exit_threshold != rows[0].exit_threshold);
     let mut lines: Vec<(String, Vec<&HaltRow>)> = Vec::new();
     for row in rows {
         let mut name = family(&row.halt);
@@ -108,7 +110,10 @@ fn draw<'a>(area: &Area<'a>, rows: &[HaltRow], heading: &str) -> Drawn<'a> {
             .collect();
         area.draw(&PathElement::new(points.clone(), ink.stroke_width(2)))?;
         for (row, &(across, height)) in line.iter().zip(&points) {
-            let ends = [(across, y(row.summary.ci_low)), (across, y(row.summary.ci_high))];
+            let ends = [
+                (across, y(row.summary.ci_low)),
+                (across, y(row.summary.ci_high)),
+            ];
             area.draw(&PathElement::new(ends, ink))?;
             area.draw(&Circle::new((across, height), 4, ink.filled()))?;
         }
@@ -116,7 +121,8 @@ fn draw<'a>(area: &Area<'a>, rows: &[HaltRow], heading: &str) -> Drawn<'a> {
         area.draw(&Circle::new((right + 22, at), 5, ink.filled()))?;
         write(name, 13, HPos::Left, (right + 34, at))?;
     }
-    let note = "accuracy with its 95 % interval; what deciding costs is in the rows, not in the steps";
+    let note =
+        "accuracy with its 95 % interval; what deciding costs is in the rows, not in the steps";
     write(note, 12, HPos::Left, (24, SIZE.1 - 10))
 }
 
@@ -156,7 +162,12 @@ mod tests {
             ("entropy=1", 1.0, 0.35),
             ("learned", 3.5, 0.85),
         ] {
-            rows.extend(parse(text).unwrap().into_iter().map(|halt| row(halt, steps, accuracy)));
+            rows.extend(
+                parse(text)
+                    .unwrap()
+                    .into_iter()
+                    .map(|halt| row(halt, steps, accuracy)),
+            );
         }
         let svg = svg(&rows, "a <method>\n(second line)").unwrap();
         assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"));

@@ -70,7 +70,10 @@ impl Run<'_> {
         let validation = batch(validation);
 
         let identities = problems.iter().map(|problem| problem.id.clone()).collect();
-        let lengths = encoded.iter().map(|problem| problem.question.len()).collect();
+        let lengths = encoded
+            .iter()
+            .map(|problem| problem.question.len())
+            .collect();
         let (parts, seed) = (stage.training.accumulation, self.experiment.seed);
         let rows = batch(training);
         let batches = HaltBatches::new(rows, identities, lengths, &stage.batches, parts, seed)?;
@@ -130,7 +133,10 @@ impl Run<'_> {
         let most = latent.settings.count;
         let bar = screen::progress(
             most * fits.problems.len(),
-            &format!("{}: every number of latent steps, {}", stage.name, task.split),
+            &format!(
+                "{}: every number of latent steps, {}",
+                stage.name, task.split
+            ),
         );
         let found = enumerate(&method, &fits, most, config.batch_size, &mut |done| {
             bar.set_position(done as u64);

@@ -105,7 +105,15 @@ pub fn study(
             };
             model.halt(&halt);
             let at = place()?;
-            let found = measure(model, device, *task, config, &reasoning, &named, at.as_deref());
+            let found = measure(
+                model,
+                device,
+                *task,
+                config,
+                &reasoning,
+                &named,
+                at.as_deref(),
+            );
             model.halt(&HaltConfig::Never);
             let found = found?;
             let mean = |of: fn(&QuestionRow) -> f64| {
@@ -184,7 +192,11 @@ pub fn table(rows: &[HaltRow]) -> String {
         table.add_row([
             summary.method.clone(),
             format!("{:.1}", 100.0 * summary.accuracy),
-            format!("{:.1} – {:.1}", 100.0 * summary.ci_low, 100.0 * summary.ci_high),
+            format!(
+                "{:.1} – {:.1}",
+                100.0 * summary.ci_low,
+                100.0 * summary.ci_high
+            ),
             format!("{:.2}", row.steps),
             saved,
             format!("{:.1}", summary.latent_steps),

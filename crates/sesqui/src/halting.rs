@@ -44,7 +44,10 @@ pub fn all(texts: &[String], reasoning: &ReasoningConfig) -> Result<Vec<HaltConf
 pub fn parse(text: &str) -> Result<Vec<HaltConfig>, Misuse> {
     let wrong = |reason: String| Misuse(format!("--halt {text:?}: {reason}"));
     let table = read(text).map_err(wrong)?;
-    let kind = table.get("kind").and_then(Value::as_str).unwrap_or_default();
+    let kind = table
+        .get("kind")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let knob = SHORT.iter().find(|(name, _)| *name == kind);
     let knob = knob.map_or("threshold", |(_, knob)| *knob);
     let values = match table.get(knob) {
@@ -64,9 +67,9 @@ pub fn parse(text: &str) -> Result<Vec<HaltConfig>, Misuse> {
             .try_into()
             .map_err(|error: toml::de::Error| wrong(error.message().trim_end().to_owned()))?;
         match config.problem() {
-            _ if config.is_never() => {
-                Err(wrong("names nothing to do; give entropy, learned or samples".to_owned()))
-            }
+            _ if config.is_never() => Err(wrong(
+                "names nothing to do; give entropy, learned or samples".to_owned(),
+            )),
             Some((key, reason)) => Err(wrong(format!("{key}: {reason}"))),
             None => Ok(config),
         }
@@ -125,7 +128,10 @@ fn complete(table: &mut Table) {
     };
     let word = |text: &str| Value::String(text.to_owned());
     if let Some(probability) = table.remove("probability") {
-        let pick = of(vec![("kind", word("cumulative")), ("probability", probability)]);
+        let pick = of(vec![
+            ("kind", word("cumulative")),
+            ("probability", probability),
+        ]);
         table.insert("pick".to_owned(), pick);
     }
     for key in ["noise", "threshold"] {
@@ -151,7 +157,9 @@ fn complete(table: &mut Table) {
                 ("patience", Value::Integer(2)),
             ]),
             Value::Table(mut inner) => {
-                inner.entry("kind".to_owned()).or_insert_with(|| word("below"));
+                inner
+                    .entry("kind".to_owned())
+                    .or_insert_with(|| word("below"));
                 inner
                     .entry("patience".to_owned())
                     .or_insert(Value::Integer(2));
@@ -304,7 +312,11 @@ pub fn check_arguments(texts: &[String], models: &[Opened], refines: bool) -> Re
                 .to_owned(),
         ));
     }
-    if refines && asked.iter().any(|halt| matches!(halt, HaltConfig::Samples(_))) {
+    if refines
+        && asked
+            .iter()
+            .any(|halt| matches!(halt, HaltConfig::Samples(_)))
+    {
         return Err(Misuse(
             "--halt samples: samples cannot be refined; leave out one of the two".to_owned(),
         ));
@@ -404,8 +416,14 @@ mod tests {
             assert_eq!(found, expected, "{text}");
             assert_eq!(label(&found[0]), name);
         }
-        assert_eq!(family(&parse("entropy=0.3, start=2").unwrap()[0]), "entropy, from step 2");
-        assert_eq!(family(&parse("samples=0.3").unwrap()[0]), "5 samples, noise 0.1");
+        assert_eq!(
+            family(&parse("entropy=0.3, start=2").unwrap()[0]),
+            "entropy, from step 2"
+        );
+        assert_eq!(
+            family(&parse("samples=0.3").unwrap()[0]),
+            "5 samples, noise 0.1"
+        );
     }
 
     #[test]

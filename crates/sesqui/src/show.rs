@@ -146,7 +146,10 @@ fn decision(halt: &HaltTrace) -> Option<String> {
                 .zip(1..)
                 .map(|(probability, steps)| format!("{steps}: {probability:.2}"))
                 .collect();
-            Some(format!("head              {steps} steps, of {}", shown.join(", ")))
+            Some(format!(
+                "head              {steps} steps, of {}",
+                shown.join(", ")
+            ))
         }
         HaltTrace::Samples(trace) => Some(format!(
             "samples           {} trajectories; number {} is shown and answers",

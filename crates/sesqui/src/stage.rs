@@ -351,7 +351,10 @@ impl Outlets<'_> {
     }
 }
 
-pub(crate) fn finished<M: Module>(outcome: Outcome<M>, trained: impl FnOnce(M) -> Trained) -> Finished {
+pub(crate) fn finished<M: Module>(
+    outcome: Outcome<M>,
+    trained: impl FnOnce(M) -> Trained,
+) -> Finished {
     Finished {
         model: trained(outcome.model.valid()),
         state: outcome.state,

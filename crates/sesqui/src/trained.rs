@@ -7,9 +7,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use sesqui_distill::latent::Padding;
-use sesqui_distill::{
-    Align, Halt, Joint, LatentConfig, Shortcut, ShortcutStageConfig, Supervised,
-};
+use sesqui_distill::{Align, Halt, Joint, LatentConfig, Shortcut, ShortcutStageConfig, Supervised};
 use sesqui_eval::{EvaluationConfig, LatentMethod, Method, Task, TokenDecoding};
 use sesqui_model::Transformer;
 use sesqui_model::latent::LatentTransformer;

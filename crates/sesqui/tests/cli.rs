@@ -12,7 +12,7 @@ mod architecture;
 mod compared;
 #[path = "cli/experiments.rs"]
 mod experiments;
-#[path = "cli/help.rs"]
+#[path = "cli/halting.rs"]
 mod halting;
 #[path = "cli/help.rs"]
 mod help;

@@ -8,8 +8,8 @@ use sesqui_reason::refine::{
     AuxiliaryWork, Context, Direction, LayerRuns, Norm, Scaling, Sign, gated,
 };
 use sesqui_reason::{
-    Calibration, Calibrator, HaltConfig, LatentDecoded, PromptError, References, RefineConfig, Refinement,
-    latent_refined, observe,
+    Calibration, Calibrator, HaltConfig, LatentDecoded, PromptError, References, RefineConfig,
+    Refinement, latent_refined, observe,
 };
 use sesqui_shortcut::{ExitRule, KeyValueRule, Landing};
 

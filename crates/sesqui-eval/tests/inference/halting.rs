@@ -173,9 +173,8 @@ fn looking_without_stopping_changes_no_bit_and_costs_what_it_ran() {
                     assert_eq!(after.flops - before.flops, after.probe_flops);
                     if matches!(rule, ExitRule::Full) {
                         let question = five()[row].0.len();
-                        let run = |&steps: &usize| {
-                            tokens_after(family, question, steps, OPENING.len())
-                        };
+                        let run =
+                            |&steps: &usize| tokens_after(family, question, steps, OPENING.len());
                         let layers: f64 = looks.iter().map(run).sum();
                         assert_eq!(after.reason_flops - before.reason_flops, layers);
                         assert_eq!(after.probe_flops, layers + 4.0 * HEAD);
@@ -232,14 +231,19 @@ fn a_row_stops_by_itself() {
             // Between two values, so that rounding decides nothing.
             let middle = all.len() / 3;
             let halt = entropy((all[middle] + all[middle + 1]) / 2.0);
-            assert!(all[middle + 1] - all[middle] > 1e-4, "another place: {all:?}");
+            assert!(
+                all[middle + 1] - all[middle] > 1e-4,
+                "another place: {all:?}"
+            );
             let method = subject.method(rule, &halt);
             let together = method.decode(&asked()).unwrap();
             let wider = method.decode(&prompt(&five(), 12, 3)).unwrap();
             let mut counts = Vec::new();
             for row in 0..5 {
                 let single = vec![five()[row].clone()];
-                let one = method.decode(&prompt(&single, single[0].0.len(), 3)).unwrap();
+                let one = method
+                    .decode(&prompt(&single, single[0].0.len(), 3))
+                    .unwrap();
                 for (other, place) in [(&wider, row), (&one, 0)] {
                     assert_eq!(ranges(&together, row), ranges(other, place));
                     assert_eq!(together.rows[row].tokens, other.rows[place].tokens);
@@ -268,7 +272,10 @@ fn entropies_are_those_of_the_whole_sequence() {
     for family in FAMILIES {
         let subject = Subject::new(family, 5);
         let halt = entropy(-1.0);
-        let found = subject.method(ExitRule::Full, &halt).decode(&asked()).unwrap();
+        let found = subject
+            .method(ExitRule::Full, &halt)
+            .decode(&asked())
+            .unwrap();
         let backbone = &subject.model.backbone;
         for (row, (ids, at)) in five().iter().enumerate() {
             let start = at.last().unwrap() + 1;
@@ -297,7 +304,10 @@ fn entropies_are_those_of_the_whole_sequence() {
                 let sum: f64 = weights.iter().sum();
                 let terms = weights.iter().map(|weight| weight / sum);
                 let expected: f64 = terms.map(|share| -share * share.ln()).sum();
-                assert!((probe.entropy - expected).abs() < 1e-4, "{probe:?}: {expected}");
+                assert!(
+                    (probe.entropy - expected).abs() < 1e-4,
+                    "{probe:?}: {expected}"
+                );
             }
         }
     }
@@ -486,7 +496,10 @@ fn halting_goes_with_refinement_but_for_samples() {
     let found = run(&entropy(-1.0), STEPS).unwrap();
     assert_eq!(bits(&found.states), bits(&expected.states));
     for (found, expected) in found.rows.iter().zip(&expected.rows) {
-        assert_eq!((&found.tokens, found.auxiliary), (&expected.tokens, expected.auxiliary));
+        assert_eq!(
+            (&found.tokens, found.auxiliary),
+            (&expected.tokens, expected.auxiliary)
+        );
     }
     let short = run(&never, 1).unwrap();
     let stopped = run(&entropy(f64::INFINITY), STEPS).unwrap();
@@ -494,7 +507,10 @@ fn halting_goes_with_refinement_but_for_samples() {
         assert_eq!((&stopped.tokens, stopped.slots.len()), (&short.tokens, 1));
     }
     let error = run(&samples(2, 0.1, 0.0), STEPS).unwrap_err().to_string();
-    assert_eq!(error, "halting: samples cannot be refined; leave out one of the two");
+    assert_eq!(
+        error,
+        "halting: samples cannot be refined; leave out one of the two"
+    );
 }
 
 #[test]
@@ -507,12 +523,18 @@ fn what_does_not_fit_is_refused() {
         })
     };
     for (halt, expected) in [
-        (HaltConfig::Learned(LearnedRule::default()), "it needs a trained head"),
+        (
+            HaltConfig::Learned(LearnedRule::default()),
+            "it needs a trained head",
+        ),
         (over(vec![3, 20]), "over.ids: the model has no token 20"),
         (samples(0, 0.1, 0.0), "samples: must be at least 1"),
     ] {
         let error = subject.method(ExitRule::Full, &halt).decode(&asked());
-        assert_eq!(error.unwrap_err(), PromptError::Halting(expected.to_owned()));
+        assert_eq!(
+            error.unwrap_err(),
+            PromptError::Halting(expected.to_owned())
+        );
     }
 }
 
@@ -596,5 +618,8 @@ fn the_smallest_sufficient_number_of_steps_is_found() {
         }
         assert_eq!(found.states.len(), 6 * 16);
     }
-    assert!(smallest.contains(&1) && smallest.iter().any(|&n| n > 1), "{smallest:?}");
+    assert!(
+        smallest.contains(&1) && smallest.iter().any(|&n| n > 1),
+        "{smallest:?}"
+    );
 }

@@ -276,8 +276,14 @@ mod tests {
         for (config, key) in [
             (entropy(|rule| rule.threshold = f64::NAN), "threshold"),
             (entropy(|rule| rule.start = 0), "start"),
-            (entropy(|rule| rule.over = Over::Top { tokens: 1 }), "over.tokens"),
-            (entropy(|rule| rule.over = Over::Tokens { ids: vec![3] }), "over.ids"),
+            (
+                entropy(|rule| rule.over = Over::Top { tokens: 1 }),
+                "over.tokens",
+            ),
+            (
+                entropy(|rule| rule.over = Over::Tokens { ids: vec![3] }),
+                "over.ids",
+            ),
             (gained(below(f64::INFINITY, 2)), "gain.min_gain"),
             (gained(below(0.1, 0)), "gain.patience"),
             (learned(0.0), "pick.probability"),

@@ -46,13 +46,7 @@ impl<'a> Watch<'a> {
     }
 
     /// Logits `[rows, vocabulary]` of the token with which the answers of `rows` would begin.
-    fn logits(
-        &self,
-        steps: usize,
-        walk: &Walk<'_>,
-        rows: &[usize],
-        opening: &[u32],
-    ) -> Tensor<2> {
+    fn logits(&self, steps: usize, walk: &Walk<'_>, rows: &[usize], opening: &[u32]) -> Tensor<2> {
         let backbone: &Transformer = &walk.model().backbone;
         let states = walk.states();
         let device = states.device();

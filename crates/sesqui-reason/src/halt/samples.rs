@@ -38,7 +38,9 @@ pub(crate) fn sampled(
     let prefill = clock.elapsed();
 
     let clock = Instant::now();
-    let keys: Vec<u64> = (0..prompt.batch).map(|row| question_key(prompt, row)).collect();
+    let keys: Vec<u64> = (0..prompt.batch)
+        .map(|row| question_key(prompt, row))
+        .collect();
     let mut walk = Walk::new(model, cache, states, exits, key_values).with_landing(plan.landing);
     let mut traces = vec![SampleTrace::default(); prompt.batch];
     let ask = Ask {
@@ -242,7 +244,10 @@ pub fn noise(seed: u64, key: u64, sample: usize, slot: usize, count: usize) -> V
 fn counts<T: PartialEq>(answers: &[T]) -> Vec<(usize, usize)> {
     let mut counts: Vec<(usize, usize)> = Vec::new();
     for (sample, answer) in answers.iter().enumerate() {
-        match counts.iter_mut().find(|(first, _)| answers[*first] == *answer) {
+        match counts
+            .iter_mut()
+            .find(|(first, _)| answers[*first] == *answer)
+        {
             Some((_, count)) => *count += 1,
             None => counts.push((sample, 1)),
         }
@@ -254,9 +259,14 @@ fn counts<T: PartialEq>(answers: &[T]) -> Vec<(usize, usize)> {
 /// meaning); 0 where all agree.
 pub fn disagreement<T: PartialEq>(answers: &[T]) -> f64 {
     let all = answers.len() as f64;
-    let shares = counts(answers).into_iter().map(|(_, count)| count as f64 / all);
+    let shares = counts(answers)
+        .into_iter()
+        .map(|(_, count)| count as f64 / all);
     // 0 rather than -0 where all agree.
-    shares.map(|share| -share * share.ln()).sum::<f64>().max(0.0)
+    shares
+        .map(|share| -share * share.ln())
+        .sum::<f64>()
+        .max(0.0)
 }
 
 /// The first sample that gave the commonest answer, of equally common ones the one first given.
@@ -282,7 +292,8 @@ mod tests {
 
     #[test]
     fn votes_by_hand() {
-        let answers = |ids: &[u32]| -> Vec<Vec<u32>> { ids.iter().map(|&id| vec![9, id]).collect() };
+        let answers =
+            |ids: &[u32]| -> Vec<Vec<u32>> { ids.iter().map(|&id| vec![9, id]).collect() };
         let ln2 = std::f64::consts::LN_2;
         for (ids, entropy, first) in [
             (&[4, 4, 4][..], 0.0, 0),
@@ -306,7 +317,10 @@ mod tests {
         let mean = drawn.iter().map(|&x| f64::from(x)).sum::<f64>() / n as f64;
         let square = drawn.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / n as f64;
         // Standard errors are 0.0032 and 0.0045; five of each.
-        assert!(mean.abs() < 0.016 && (square - 1.0).abs() < 0.023, "{mean}, {square}");
+        assert!(
+            mean.abs() < 0.016 && (square - 1.0).abs() < 0.023,
+            "{mean}, {square}"
+        );
         assert_eq!(drawn[..7], noise(1, 2, 3, 4, 7));
         for (seed, key, sample, slot) in [(2, 2, 3, 4), (1, 3, 3, 4), (1, 2, 4, 4), (1, 2, 3, 5)] {
             assert_ne!(drawn[..7], noise(seed, key, sample, slot, 7));

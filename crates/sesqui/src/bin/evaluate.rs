@@ -183,7 +183,9 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
         halting::check(&halts, vocabulary, !variants.is_empty())?;
         if let (Trained::Latent(_), true) = (&model, halts.len() < asked.len()) {
             let stage = &opened.state.stage;
-            say(format!("{stage} has no head: --halt learned is left out there"))?;
+            say(format!(
+                "{stage} has no head: --halt learned is left out there"
+            ))?;
         }
         let folder = arguments
             .out
@@ -230,14 +232,19 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
                         &subject,
                         &mut || {
                             let folder = folder.as_deref();
-                            folder.map(|folder| place(folder, stage, &task, started)).transpose()
+                            folder
+                                .map(|folder| place(folder, stage, &task, started))
+                                .transpose()
                         },
-                        file.as_ref().map(|file| file.with_extension("halt.jsonl")).as_deref(),
+                        file.as_ref()
+                            .map(|file| file.with_extension("halt.jsonl"))
+                            .as_deref(),
                     )?;
                     say(format!("\n{}", halt_study::heading(&rows, &name)))?;
                     say(halt_study::table(&rows))?;
                     let full = halt_study::fullest(&rows).map(|row| row.summary.method.clone());
-                    let rows: Vec<Measured> = rows.into_iter().map(HaltRow::into_measured).collect();
+                    let rows: Vec<Measured> =
+                        rows.into_iter().map(HaltRow::into_measured).collect();
                     paired(&rows, &rows, arguments, full.as_deref())?;
                     if let Some(file) = file {
                         written.push(file.with_extension("halt.svg"));

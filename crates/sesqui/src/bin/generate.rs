@@ -142,7 +142,11 @@ fn generate(arguments: &Arguments) -> Result<()> {
     }
     check_arguments(arguments.refine.as_slice(), std::slice::from_ref(&opened))?;
     let models = std::slice::from_ref(&opened);
-    halting::check_arguments(arguments.halt.as_slice(), models, arguments.refine.is_some())?;
+    halting::check_arguments(
+        arguments.halt.as_slice(),
+        models,
+        arguments.refine.is_some(),
+    )?;
     match (&arguments.question, &arguments.split) {
         (Some(question), _) => {
             let problem = Problem {

@@ -173,7 +173,9 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
         let asked = halting::all(&[], &experiment.reasoning)?;
         let halts = halting::beside(&asked, model);
         let halts = || std::iter::once(&HaltConfig::Never).chain(&halts);
-        let ways = refinements.iter().flat_map(|refinement| halts().map(move |halt| (refinement, halt)));
+        let ways = refinements
+            .iter()
+            .flat_map(|refinement| halts().map(move |halt| (refinement, halt)));
         for (refinement, halt) in ways {
             let mut name = model.refine(&stage.name, refinement.as_ref());
             model.halt(halt);

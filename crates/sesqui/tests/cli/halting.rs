@@ -14,7 +14,9 @@ const HALTING: &str = "experiments/arith-dag/halting.toml";
 
 /// The rows of the `.halt.jsonl` that a command says it wrote.
 fn rows(out: &str) -> Vec<Value> {
-    let mut written = out.lines().filter_map(|line| line.strip_prefix("written: "));
+    let mut written = out
+        .lines()
+        .filter_map(|line| line.strip_prefix("written: "));
     let file = written.find(|line| line.ends_with(".halt.jsonl")).unwrap();
     let picture = std::fs::read_to_string(file.replace(".jsonl", ".svg")).unwrap();
     assert!(picture.contains("plain latent steps"), "{picture}");
@@ -89,16 +91,31 @@ pub fn rules(at: &Path) {
     }
 
     let asked = [path, "--stage", "latent", "--question", "a=3+5;b=a*2;"];
-    let out = succeed("generate", &[&asked[..], &["--halt", "entropy=-1"]].concat());
+    let out = succeed(
+        "generate",
+        &[&asked[..], &["--halt", "entropy=-1"]].concat(),
+    );
     assert_eq!(out.matches("   entropy ").count(), 5, "{out}");
-    let out = succeed("generate", &[&asked[..], &["--halt", "entropy=inf"]].concat());
+    let out = succeed(
+        "generate",
+        &[&asked[..], &["--halt", "entropy=inf"]].concat(),
+    );
     assert!(out.contains("; 1 latent steps"), "{out}");
     let out = succeed("generate", &[&asked[..], &["--halt", "samples"]].concat());
-    assert!(out.contains("samples           5 trajectories; number "), "{out}");
+    assert!(
+        out.contains("samples           5 trajectories; number "),
+        "{out}"
+    );
 
     for (arguments, part) in [
-        (&["--halt", "entropy=[1,2]"][..], "--halt: 2 ways of halting; "),
-        (&["--halt", "learned"], "--halt learned: none of the models has a head"),
+        (
+            &["--halt", "entropy=[1,2]"][..],
+            "--halt: 2 ways of halting; ",
+        ),
+        (
+            &["--halt", "learned"],
+            "--halt learned: none of the models has a head",
+        ),
         (&["--halt", "entropy=0.1, begin=2"], "unknown field `begin`"),
         (
             &["--halt", "samples", "--refine", "residual=0.5"],
@@ -113,10 +130,19 @@ pub fn rules(at: &Path) {
         assert_ne!(refused.code, Some(0), "{}", refused.out);
         assert!(refused.error.contains(part), "{}", refused.error);
     }
-    let words = [path, "--stage", "cot", "--question", "?", "--halt", "entropy"];
+    let words = [
+        path,
+        "--stage",
+        "cot",
+        "--question",
+        "?",
+        "--halt",
+        "entropy",
+    ];
     let refused = run("generate", &words);
     assert_eq!(refused.code, Some(2), "{}", refused.error);
-    let part = "there are no latent steps to stop; name a stage with objective align, shortcut, joint or";
+    let part =
+        "there are no latent steps to stop; name a stage with objective align, shortcut, joint or";
     assert!(refused.error.contains(part), "{}", refused.error);
 }
 
@@ -152,7 +178,15 @@ pub fn head(at: &Path, folder: &Path) {
             source.display()
         );
         let train = [
-            "--smoke", "--renderer", "plain", "--run", path, "--config", HALTING, "--set", &start,
+            "--smoke",
+            "--renderer",
+            "plain",
+            "--run",
+            path,
+            "--config",
+            HALTING,
+            "--set",
+            &start,
         ];
         let out = succeed("train", &train);
         for part in [
@@ -177,7 +211,10 @@ pub fn head(at: &Path, folder: &Path) {
             assert!(parameters(before) == parameters(after));
         }
         let head = parameters(after.head.as_ref().unwrap());
-        assert!(head.iter().all(|(_, bits)| bits.iter().any(|&bits| bits != 0)));
+        assert!(
+            head.iter()
+                .all(|(_, bits)| bits.iter().any(|&bits| bits != 0))
+        );
 
         let metrics = std::fs::read_to_string(run_at.join("metrics.jsonl")).unwrap();
         let validations = metrics.lines().filter(|line| line.contains("latent_steps"));
@@ -189,7 +226,12 @@ pub fn head(at: &Path, folder: &Path) {
         let found = rows(&out);
         assert_eq!(
             methods(&found),
-            ["halt", "halt, learned 0.3", "halt, learned 1", "halt, learned"]
+            [
+                "halt",
+                "halt, learned 0.3",
+                "halt, learned 1",
+                "halt, learned"
+            ]
         );
         // All steps, and what says so counted.
         let number = |row: usize, key: &str| found[row][key].as_f64().unwrap();
