@@ -18,7 +18,7 @@ use sesqui_dataset::tokenizer::{Tokenizer, TokenizerConfig};
 use sesqui_distill::Supervised;
 use sesqui_eval::{LatentMethod, Method};
 use sesqui_model::latent::{Feedback, LatentTransformer, SlotPositions};
-use sesqui_reason::{Decoding, greedy};
+use sesqui_reason::{Decoding, HaltConfig, greedy};
 use sesqui_shortcut::{ExitRule, KeyValueRule, Landing, ShortcutConfig, Shortcuts};
 use sesqui_trainer::workers::Workers;
 
@@ -105,6 +105,7 @@ fn latent(criterion: &mut Criterion) {
             key_values: KeyValueRule::Holes,
             landing: Landing::SameBoundary,
             refinement: None,
+            halt: (&HaltConfig::Never, None),
             answer_start: &[3],
             decoding: Decoding {
                 stop: u32::MAX,
