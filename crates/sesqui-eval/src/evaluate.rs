@@ -102,6 +102,20 @@ pub struct QuestionRow {
     /// Of these the ones inside layers while reasoning.
     #[serde(default)]
     pub reason_flops: f64,
+    /// Of the layer executions those that were made to decide when to stop.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub probe_layer_calls: usize,
+    /// Of the operations those that went into that.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub probe_flops: f64,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+fn is_none(flops: &f64) -> bool {
+    *flops == 0.0
 }
 
 /// Milliseconds per question: the median over rounds, the mean over questions.
@@ -223,6 +237,8 @@ pub fn evaluate(
                     .collect(),
                 flops: response.flops,
                 reason_flops: response.reason_flops,
+                probe_layer_calls: response.probe_layer_calls,
+                probe_flops: response.probe_flops,
             });
             traces.push(response.slots);
         }
@@ -342,9 +358,13 @@ fn respond(
 ) -> Result<Responses, EvaluationError> {
     method
         .respond(&task.prompt(rows)?)
-        .map_err(|source| EvaluationError::Prompt {
-            dataset: task.dataset.to_owned(),
-            split: task.split.to_owned(),
-            source,
-        })
+        .map_err(|source| prompt_error(task, source))
+}
+
+pub(crate) fn prompt_error(task: &Task<'_>, source: PromptError) -> EvaluationError {
+    EvaluationError::Prompt {
+        dataset: task.dataset.to_owned(),
+        split: task.split.to_owned(),
+        source,
+    }
 }

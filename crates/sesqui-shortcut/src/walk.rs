@@ -105,6 +105,8 @@ pub struct Walk<'a> {
     /// none of them enter at the bottom.
     waiting: Vec<Option<Group>>,
     slots: Vec<Vec<SlotTrace>>,
+    /// Rows that take no further slot.
+    stopped: Vec<bool>,
 }
 
 /// Rows, ascending, and their states `[rows, 1, d_model]`.
@@ -126,6 +128,7 @@ impl<'a> Walk<'a> {
         Self {
             waiting: model.backbone.layers.iter().map(|_| None).collect(),
             slots: vec![Vec::new(); cache.batch()],
+            stopped: vec![false; cache.batch()],
             model,
             rule,
             key_values,
@@ -150,8 +153,32 @@ impl<'a> Walk<'a> {
         self
     }
 
-    /// One slot for every row, at `positions`, one per row; where it is the `last` one it runs to
-    /// the top.
+    /// Ends `rows`: from now on no layer runs for them. Rows that wait above the bottom, whose last slot
+    /// left early, go on.
+    pub fn stop(&mut self, rows: &[usize]) {
+        for &row in rows {
+            self.stopped[row] |= self.at_top(row);
+        }
+    }
+
+    /// Whether a row's newest state came from the top: of its last slot, or of the prompt.
+    pub fn at_top(&self, row: usize) -> bool {
+        let slot = self.slots[row].last();
+        slot.is_none_or(|slot| slot.leave == self.waiting.len())
+    }
+
+    /// Whether a row takes no further slot.
+    pub fn has_stopped(&self, row: usize) -> bool {
+        self.stopped[row]
+    }
+
+    /// Whether there is no row left that takes further slots.
+    pub fn is_over(&self) -> bool {
+        self.stopped.iter().all(|&stopped| stopped)
+    }
+
+    /// One slot for every row that was not stopped, at `positions`, one per row; where it is the `last`
+    /// one it runs to the top.
     ///
     /// # Panics
     ///
@@ -159,7 +186,7 @@ impl<'a> Walk<'a> {
     /// missing.
     pub fn step(&mut self, positions: &[i32], last: Last<'_>) {
         self.inputs.push(self.states.clone());
-        if self.rule.never() {
+        if self.rule.never() && !self.stopped.contains(&true) {
             return self.step_in_full(positions);
         }
         let layers = self.waiting.len();
@@ -208,7 +235,8 @@ impl<'a> Walk<'a> {
     fn enter(&mut self, boundary: usize, positions: &[i32]) -> Option<Group> {
         let group = if boundary == 0 {
             let waits = |row: &usize| self.waiting.iter().flatten().any(|g| g.rows.contains(row));
-            let rows: Vec<usize> = (0..self.slots.len()).filter(|row| !waits(row)).collect();
+            let enters = |row: &usize| !self.stopped[*row] && !waits(row);
+            let rows: Vec<usize> = (0..self.slots.len()).filter(enters).collect();
             if rows.is_empty() {
                 return None;
             }
@@ -300,6 +328,7 @@ impl<'a> Walk<'a> {
     fn decide(&mut self, group: &Group, boundary: usize, last: Last<'_>) -> Vec<bool> {
         match self.rule {
             _ if group.rows.iter().all(|&row| last.of(row)) => vec![false; group.rows.len()],
+            _ if self.rule.never() => vec![false; group.rows.len()],
             ExitRule::Full => vec![false; group.rows.len()],
             ExitRule::Plan { leaves, .. } => {
                 let slot = self.inputs.len() - 1;
@@ -385,6 +414,11 @@ impl<'a> Walk<'a> {
     /// What each row did, slot by slot.
     pub fn slots(&self) -> &[Vec<SlotTrace>] {
         &self.slots
+    }
+
+    /// The model that walks.
+    pub fn model(&self) -> &'a LatentTransformer {
+        self.model
     }
 
     /// The cache so far.

@@ -253,6 +253,7 @@ mod tests {
             key_values: KeyValueRule::default(),
             landing: Landing::default(),
             entry_position: None,
+            shortcuts: None,
         }
     }
 

@@ -153,7 +153,9 @@ pub fn evaluation_file(
             format!("-{number}")
         };
         let path = folder.join(format!("{stage}_{split}_{time}{suffix}.json"));
-        if !path.exists() && !path.with_extension("grid.jsonl").exists() {
+        let taken =
+            ["json", "grid.jsonl", "halt.jsonl"].map(|extension| path.with_extension(extension));
+        if !taken.iter().any(|path| path.exists()) {
             return Ok(path);
         }
         number += 1;

@@ -8,7 +8,7 @@ use burn::tensor::activation::softmax;
 use sesqui_dataset::tokenizer::Tokenizer;
 use sesqui_eval::{Responses, Task, answer};
 use sesqui_model::latent::LatentTransformer;
-use sesqui_reason::LatentDecoded;
+use sesqui_reason::{HaltTrace, LatentDecoded};
 
 use crate::misuse::Misuse;
 
@@ -96,6 +96,7 @@ pub fn latent_steps(
             [] => String::new(),
             routers => format!("   router {}", routers.join(", ")),
         };
+        let seen = looked(decoded, index + 1);
         let result = if slot.leave < layers {
             format!("handed on to the next step at layer {}", slot.leave)
         } else {
@@ -106,13 +107,56 @@ pub fn latent_steps(
             )
         };
         lines.push(format!(
-            "latent step {:<5} layers {}..{}{routers}   {result}",
+            "latent step {:<5} layers {}..{}{routers}   {result}{seen}",
             index + 1,
             slot.enter,
             slot.leave
         ));
     }
+    lines.extend(decision(&decoded.rows[0].halt));
     Ok(lines.join("\n"))
+}
+
+/// What a look at the answer after `steps` latent steps saw of the first row.
+fn looked(decoded: &LatentDecoded, steps: usize) -> String {
+    let entropy = match &decoded.rows[0].halt {
+        HaltTrace::None | HaltTrace::Predicted { .. } => None,
+        HaltTrace::Probes(probes) => {
+            let probe = probes.iter().find(|probe| probe.after == steps);
+            probe.map(|probe| probe.entropy)
+        }
+        HaltTrace::Samples(trace) => {
+            let round = trace.rounds.iter().find(|round| round.after == steps);
+            round.map(|round| round.entropy)
+        }
+    };
+    entropy.map_or_else(String::new, |entropy| format!("   entropy {entropy:.3}"))
+}
+
+/// Whoever decided at once how many steps there are to be, or whose answer it is.
+fn decision(halt: &HaltTrace) -> Option<String> {
+    match halt {
+        HaltTrace::None | HaltTrace::Probes(_) => None,
+        HaltTrace::Predicted {
+            steps,
+            probabilities,
+        } => {
+            let shown: Vec<String> = probabilities
+                .iter()
+                .zip(1..)
+                .map(|(probability, steps)| format!("{steps}: {probability:.2}"))
+                .collect();
+            Some(format!(
+                "head              {steps} steps, of {}",
+                shown.join(", ")
+            ))
+        }
+        HaltTrace::Samples(trace) => Some(format!(
+            "samples           {} trajectories; number {} is shown and answers",
+            trace.trajectories.len(),
+            trace.winner + 1
+        )),
+    }
 }
 
 /// How far refinement moved the first row's state `index` before it was fed; what the head reads is the

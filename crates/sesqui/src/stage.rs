@@ -82,6 +82,7 @@ impl Run<'_> {
             Objective::Align(config) => self.align(stage, config, &mut outlets),
             Objective::Shortcut(config) => self.shortcut(stage, config, &mut outlets),
             Objective::Joint(config) => self.joint(stage, config, &mut outlets),
+            Objective::Halt(config) => self.halt(stage, config, &mut outlets),
         }
     }
 
@@ -247,7 +248,7 @@ impl Run<'_> {
         Ok(finished(outcome, |model| trained(&model)))
     }
 
-    fn lineage(&self) -> Lineage<'_> {
+    pub(crate) fn lineage(&self) -> Lineage<'_> {
         Lineage {
             experiment: self.experiment,
             paths: self.paths,
@@ -255,7 +256,7 @@ impl Run<'_> {
         }
     }
 
-    fn fit<M: Learner>(
+    pub(crate) fn fit<M: Learner>(
         &self,
         stage: &Stage,
         model: M,
@@ -360,7 +361,10 @@ impl Outlets<'_> {
     }
 }
 
-fn finished<M: Module>(outcome: Outcome<M>, trained: impl FnOnce(M) -> Trained) -> Finished {
+pub(crate) fn finished<M: Module>(
+    outcome: Outcome<M>,
+    trained: impl FnOnce(M) -> Trained,
+) -> Finished {
     Finished {
         model: trained(outcome.model.valid()),
         state: outcome.state,
@@ -378,13 +382,13 @@ fn rows(batch: &LatentBatch) -> f64 {
 
 /// Losses over a validation set.
 #[derive(Default)]
-struct Losses {
-    total: Option<f64>,
-    parts: BTreeMap<String, f64>,
+pub(crate) struct Losses {
+    pub(crate) total: Option<f64>,
+    pub(crate) parts: BTreeMap<String, f64>,
 }
 
 /// Means over batches, each weighted by what it counts.
-fn mean_losses<M: Learner>(
+pub(crate) fn mean_losses<M: Learner>(
     model: &M,
     batches: Vec<<M as InferenceStep>::Input>,
     weight: impl Fn(&<M as InferenceStep>::Input) -> f64,

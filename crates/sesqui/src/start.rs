@@ -9,6 +9,7 @@ use burn::tensor::Device;
 use sesqui_distill::align::Teacher;
 use sesqui_model::{Transformer, huggingface};
 use sesqui_run::RunPaths;
+use sesqui_shortcut::ShortcutConfig;
 use sesqui_trainer::Checkpoints;
 
 use crate::experiment::{Experiment, Initialize, Objective, Stage};
@@ -121,6 +122,24 @@ impl Lineage<'_> {
         }
     }
 
+    /// Shapes of the routers and adapters of the model from which `stage` starts, if it has some.
+    ///
+    /// # Errors
+    ///
+    /// When that model cannot be found.
+    pub fn shortcuts(&self, stage: &Stage) -> Result<Option<ShortcutConfig>> {
+        let of = |source: &Stage| match &source.objective {
+            Objective::Shortcut(config) => Some(config.shortcuts.clone()),
+            Objective::Joint(config) => Some(config.shortcut.shortcuts.clone()),
+            _ => None,
+        };
+        Ok(match &stage.initialize {
+            Initialize::Stage { stage: from } => of(self.find(from)?),
+            Initialize::Checkpoint { path } => of(Opened::checkpoint(path)?.stage()?),
+            Initialize::Scratch | Initialize::HuggingFace { .. } => None,
+        })
+    }
+
     fn find(&self, name: &str) -> Result<&Stage> {
         self.experiment
             .stage(name)
@@ -189,10 +208,10 @@ pub fn latent_settings(
     match (&stage.objective, &stage.initialize) {
         (Objective::Align(config), _) => Ok(Some(workbench.latent_settings(config))),
         (Objective::Joint(config), _) => Ok(Some(workbench.latent_settings(&config.align))),
-        (Objective::Shortcut(_), Initialize::Checkpoint { path }) => {
+        (Objective::Shortcut(_) | Objective::Halt(_), Initialize::Checkpoint { path }) => {
             Ok(Some(LatentSettings::read(path)?))
         }
-        (Objective::Shortcut(_), Initialize::Stage { stage: from }) => {
+        (Objective::Shortcut(_) | Objective::Halt(_), Initialize::Stage { stage: from }) => {
             match experiment.stage(from) {
                 Some(student) => latent_settings(experiment, workbench, student),
                 None => Ok(None),
@@ -252,11 +271,12 @@ fn check_checkpoint(
         .stage(&opened.state.stage)
         .map_or("none", |source| source.objective.kind());
     match stage.objective.wants() {
-        Some((wanted, reason)) if wanted != found => Err(Misuse(format!(
+        Some((wanted, reason)) if !wanted.contains(&found) => Err(Misuse(format!(
             "stages.{}.initialize.path: {} was trained with objective {found}, but {reason}; give \
-             a checkpoint of objective {wanted}",
+             a checkpoint of objective {}",
             stage.name,
             path.display(),
+            wanted.join(" or "),
         ))
         .into()),
         _ => Ok(()),

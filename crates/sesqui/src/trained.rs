@@ -7,12 +7,15 @@ use burn::module::Module;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use sesqui_distill::latent::Padding;
-use sesqui_distill::{Align, Joint, LatentConfig, Shortcut, ShortcutStageConfig, Supervised};
+use sesqui_distill::{Align, Halt, Joint, LatentConfig, Shortcut, ShortcutStageConfig, Supervised};
 use sesqui_eval::{EvaluationConfig, LatentMethod, Method, Task, TokenDecoding};
 use sesqui_model::Transformer;
 use sesqui_model::latent::LatentTransformer;
-use sesqui_reason::Decoding;
-use sesqui_shortcut::{EntryPosition, ExitRule, HostRouter, KeyValueRule, Landing, Shortcuts};
+use sesqui_reason::{Decoding, HaltConfig};
+use sesqui_shortcut::{
+    EntryPosition, ExitRule, HostRouter, HostStepHead, KeyValueRule, Landing, ShortcutConfig,
+    Shortcuts, StepHead,
+};
 use sesqui_trainer::checkpoint::load_model;
 
 use crate::experiment::{Objective, Stage};
@@ -40,7 +43,12 @@ pub struct Latent {
     pub settings: LatentSettings,
     /// What is done to its latents before they are fed; as they come where there is nothing.
     pub refined: Option<Prepared>,
+    /// The head that says how many latent steps a question needs, after a `halt` stage.
+    pub head: Option<StepHead>,
+    /// When its reasoning stops before the last latent step.
+    pub halted: HaltConfig,
     hosts: Vec<HostRouter>,
+    host_head: Option<HostStepHead>,
 }
 
 /// What has to be known of a latent model beside its weights.
@@ -58,6 +66,9 @@ pub struct LatentSettings {
     /// Whether it is given its learned position there; `None` in files that are older than the setting.
     #[serde(default)]
     pub entry_position: Option<EntryPosition>,
+    /// Shapes of routers and adapters, of a `halt` stage that has some: its own objective does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shortcuts: Option<ShortcutConfig>,
 }
 
 impl LatentSettings {
@@ -117,6 +128,18 @@ impl Latent {
             shortcuts,
             settings,
             refined: None,
+            head: None,
+            halted: HaltConfig::Never,
+            host_head: None,
+        }
+    }
+
+    /// The same with a head that says how many latent steps a question needs.
+    pub fn with_head(self, head: StepHead) -> Self {
+        Self {
+            host_head: Some(head.on_host()),
+            head: Some(head),
+            ..self
         }
     }
 
@@ -159,6 +182,7 @@ impl Latent {
             landing: self.settings.landing,
             entry_position: self.settings.entry_position.unwrap_or_default(),
             refinement: self.refined.as_ref().map(Prepared::refinement),
+            halt: (&self.halted, self.host_head.as_ref()),
             answer_start: answer_start(task),
             decoding: decoding(task, config),
         }
@@ -208,6 +232,17 @@ impl Trained {
                 let model = load_model(checkpoint, model)?;
                 Ok(Self::latent(model.student, Some(model.shortcuts), settings))
             }
+            Objective::Halt(config) => {
+                let settings = LatentSettings::read(checkpoint)?;
+                let shape = fresh.config();
+                let shortcuts = settings.shortcuts.as_ref();
+                let shortcuts = shortcuts.map(|config| Shortcuts::new(config, shape, 0, device));
+                let head = StepHead::new(config.hidden, settings.count, shape, 0, device);
+                let student =
+                    LatentTransformer::new(fresh.clone(), &settings.latents.feedback, device);
+                let model = load_model(checkpoint, Halt::new(student, shortcuts, head))?;
+                Ok(Self::halting(model, settings))
+            }
         }
     }
 
@@ -223,6 +258,12 @@ impl Trained {
         settings: LatentSettings,
     ) -> Self {
         Self::Latent(Box::new(Latent::new(model, shortcuts, settings)))
+    }
+
+    /// A model that reasons in latent steps and has a head that says how many.
+    pub fn halting(model: Halt, settings: LatentSettings) -> Self {
+        let latent = Latent::new(model.student, model.shortcuts, settings);
+        Self::Latent(Box::new(latent.with_head(model.head)))
     }
 
     /// The transformer in it.
@@ -249,15 +290,25 @@ impl Trained {
         }
     }
 
+    /// From now on stops reasoning as `halt` says. Nothing changes where there are no latents.
+    pub fn halt(&mut self, halt: &HaltConfig) {
+        if let Self::Latent(latent) = self {
+            latent.halted = halt.clone();
+        }
+    }
+
     /// The same off the autodiff tape.
     pub fn for_inference(self) -> Self {
         match self {
             Self::Tokens(backbone) => Self::tokens(backbone.valid()),
-            Self::Latent(latent) => Self::latent(
-                latent.model.valid(),
-                latent.shortcuts.map(|shortcuts| shortcuts.valid()),
-                latent.settings,
-            ),
+            Self::Latent(latent) => {
+                let shortcuts = latent.shortcuts.map(|shortcuts| shortcuts.valid());
+                let plain = Latent::new(latent.model.valid(), shortcuts, latent.settings);
+                Self::Latent(Box::new(match latent.head {
+                    Some(head) => plain.with_head(head.valid()),
+                    None => plain,
+                }))
+            }
         }
     }
 

@@ -215,6 +215,7 @@ impl Workbench {
             key_values: KeyValueRule::default(),
             landing: Landing::default(),
             entry_position: None,
+            shortcuts: None,
         }
     }
 
@@ -280,6 +281,13 @@ impl Workbench {
             settings.count, problem.id, context.positions, context.remedy
         ))
         .into())
+    }
+
+    /// `limit` training problems spread over the split, 0 for all, and their encoding.
+    pub fn training_questions(&self, limit: usize) -> (Vec<Problem>, Vec<EncodedProblem>) {
+        spread(self.train.len(), limit)
+            .map(|index| (self.corpus.train[index].clone(), self.train[index].clone()))
+            .unzip()
     }
 
     /// Training batches of a latent stage, with what did not fit its latent steps or `context`
@@ -463,7 +471,7 @@ fn latent_count(stage: &Stage) -> (String, &'static str) {
             "objective.align.latents",
             "lower latents.count or latents.positions",
         ),
-        Objective::Cot | Objective::NoCot | Objective::Shortcut(_) => {
+        Objective::Cot | Objective::NoCot | Objective::Shortcut(_) | Objective::Halt(_) => {
             ("initialize", "start from a student with fewer latent steps")
         }
     };

@@ -12,6 +12,8 @@ mod architecture;
 mod compared;
 #[path = "cli/experiments.rs"]
 mod experiments;
+#[path = "cli/halting.rs"]
+mod halting;
 #[path = "cli/help.rs"]
 mod help;
 #[path = "cli/likelihood.rs"]

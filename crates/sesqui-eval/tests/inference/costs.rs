@@ -2,7 +2,7 @@
 
 use sesqui_eval::{LatentMethod, Method};
 use sesqui_model::latent::SlotPositions;
-use sesqui_reason::Decoding;
+use sesqui_reason::{Decoding, HaltConfig};
 use sesqui_shortcut::{EntryPosition, ExitRule, KeyValueRule, Landing};
 
 use crate::alone::{LAYERS, Leave, alone, latent_model};
@@ -67,6 +67,7 @@ fn flops_and_layer_calls_are_what_ran() {
                     landing: Landing::SameBoundary,
                     entry_position: EntryPosition::EveryEntry,
                     refinement: None,
+                    halt: (&HaltConfig::Never, None),
                     answer_start: &[11, 4],
                     decoding: Decoding {
                         stop: 7,

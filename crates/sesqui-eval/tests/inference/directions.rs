@@ -8,8 +8,8 @@ use sesqui_reason::refine::{
     AuxiliaryWork, Context, Direction, LayerRuns, Norm, Scaling, Sign, gated,
 };
 use sesqui_reason::{
-    Calibration, Calibrator, LatentDecoded, PromptError, References, RefineConfig, Refinement,
-    latent_refined, observe,
+    Calibration, Calibrator, HaltConfig, LatentDecoded, PromptError, References, RefineConfig,
+    Refinement, latent_refined, observe,
 };
 use sesqui_shortcut::{EntryPosition, ExitRule, KeyValueRule, Landing};
 
@@ -295,6 +295,7 @@ fn costs_are_what_ran() {
             landing: Landing::SameBoundary,
             entry_position: EntryPosition::EveryEntry,
             refinement,
+            halt: (&HaltConfig::Never, None),
             answer_start: &[11, 4],
             // Every answer is as long as the other.
             decoding: sesqui_reason::Decoding {

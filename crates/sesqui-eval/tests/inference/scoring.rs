@@ -75,6 +75,8 @@ impl Method for Script<'_> {
                 slots: vec![SlotTrace::default(); problem % 3],
                 flops: 1e6 * problem as f64,
                 reason_flops: 1e5 * problem as f64,
+                probe_layer_calls: problem,
+                probe_flops: 1e4 * problem as f64,
             })
             .collect();
         let slow = self.slow.get() == Some(self.calls.borrow().len());

@@ -8,6 +8,7 @@ use clap::Parser;
 use sesqui::cli::PlaceArguments;
 use sesqui::experiment::Experiment;
 use sesqui::fitting::{Asked, Room};
+use sesqui::halting;
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
@@ -71,6 +72,11 @@ struct Arguments {
     #[arg(long, value_name = "TABLE")]
     refine: Option<String>,
 
+    /// Stop before the last latent step, for example entropy=0.1; as `evaluate --halt`, one value
+    /// [default: as configured]
+    #[arg(long, value_name = "TABLE")]
+    halt: Option<String>,
+
     #[command(flatten)]
     place: PlaceArguments,
 }
@@ -108,6 +114,7 @@ Examples:
   generate runs/first/checkpoints/cot/step-00000250 --split validation --index 0
   generate runs/first --stage system15 --exit-threshold 0.5 --split test --index 17
   generate runs/first --stage latent --refine contrastive=0.03 --split test --index 17
+  generate runs/first --stage latent --halt entropy=0.1 --split test --index 17
 Exit codes: 0 done, 1 failed, 2 wrong use.";
 
 fn main() -> ExitCode {
@@ -137,6 +144,12 @@ fn generate(arguments: &Arguments) -> Result<()> {
         reopened::takes_latent_steps(&opened, flag)?;
     }
     check_arguments(arguments.refine.as_slice(), std::slice::from_ref(&opened))?;
+    let models = std::slice::from_ref(&opened);
+    halting::check_arguments(
+        arguments.halt.as_slice(),
+        models,
+        arguments.refine.is_some(),
+    )?;
     match (&arguments.question, &arguments.split) {
         (Some(question), _) => {
             let problem = Problem {
@@ -199,6 +212,20 @@ fn answer(
     let variants = Variant::all(arguments.refine.as_slice(), &reasoning)?;
     if let (Trained::Latent(latent), Some(variant)) = (&mut model, variants.first()) {
         latent.refined = Some(prepare(arguments, opened, device, variant, latent)?);
+    }
+    let asked = halting::all(arguments.halt.as_slice(), &reasoning)?;
+    let halts = halting::beside(&asked, &model);
+    halting::check(&halts, model.backbone().vocabulary(), !variants.is_empty())?;
+    match halts.as_slice() {
+        [] => {}
+        [halt] => model.halt(halt),
+        several => {
+            return Err(Misuse(format!(
+                "--halt: {} ways of halting; one question is answered in one, name one value",
+                several.len()
+            ))
+            .into());
+        }
     }
     let responses = match &model {
         Trained::Tokens(_) => {

@@ -72,6 +72,41 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "train",
+        &[
+            "--set",
+            "reasoning.halt={ kind = \"learned\", pick = { kind = \"cumulative\", probability = 2.0 } }",
+        ],
+        "reasoning.halt.pick.probability: 2 is not in (0, 1]; 1 takes all steps",
+    ),
+    (
+        "train",
+        &[
+            "--set",
+            "reasoning.halt={ kind = \"samples\" }",
+            "--set",
+            "reasoning.refine.residual={ kind = \"blend\", alpha = 0.5 }",
+        ],
+        "reasoning.halt: samples cannot be refined; leave out [reasoning.refine] or halt",
+    ),
+    (
+        "train",
+        &["--set", "reasoning.halt={ kind = \"learned\" }"],
+        "reasoning.halt: no stage learns a head; add one with objective halt",
+    ),
+    (
+        "train",
+        &[
+            "--config",
+            "experiments/arith-dag/halting.toml",
+            "--set",
+            "stages.halt.initialize.kind=scratch",
+        ],
+        "stages.halt.initialize: it starts from scratch, but when to halt is learned over a model that \
+         takes latent steps; put a stage with objective align or shortcut or joint before it and start \
+         from that",
+    ),
+    (
+        "train",
         &["--set", "stages.system15.initialize.stage=cot"],
         "stages.system15.initialize: cot has objective cot, but shortcuts are learned over an \
          aligned student; start from latent",

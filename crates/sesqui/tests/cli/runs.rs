@@ -12,6 +12,7 @@ use sesqui_model::{Transformer, Visibility, huggingface};
 use sesqui_run::{RunPaths, Summary};
 
 use crate::compared::comparisons;
+use crate::halting::{head, rules};
 use crate::likelihood::labels;
 use crate::support::{files, program, run, said, succeed};
 
@@ -134,6 +135,8 @@ fn a_run_can_be_trained_evaluated_asked_and_exported() {
     evaluations(&at, &summary);
     grid(path);
     refinements(&at);
+    rules(&at);
+    head(&at, folder.path());
     questions(path);
     comparisons(&at, folder.path());
     labels(&at, folder.path());
