@@ -57,6 +57,33 @@ pub struct AlignWeights {
     pub read_out: f64,
     /// Cross-entropy of the chain of thought (Eq. 7), where the teacher shares the weights.
     pub teacher: f64,
+    /// How the tokens of Eq. 7 and 8 add up.
+    pub scale: TokenScale,
+}
+
+/// How the cross-entropies of a problem's tokens add up in Eq. 7 and 8 (D14). Eq. 6 is printed as a mean,
+/// and what is not in the paper is one too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TokenScale {
+    /// Mean over the tokens of the batch, so that weights mean the same at any length.
+    #[default]
+    Mean,
+    /// Sum over the tokens of a problem, as printed, and the mean over problems.
+    Sum,
+}
+
+impl TokenScale {
+    /// A mean over the tokens that `counted` weighs with 1, in `rows` problems, on this scale.
+    fn of(self, mean: Tensor<1>, counted: &[f32], rows: usize) -> Tensor<1> {
+        match self {
+            Self::Mean => mean,
+            Self::Sum => {
+                let tokens: f64 = counted.iter().copied().map(f64::from).sum();
+                mean.mul_scalar(tokens / rows.max(1) as f64)
+            }
+        }
+    }
 }
 
 impl Default for AlignWeights {
@@ -67,6 +94,7 @@ impl Default for AlignWeights {
             reasoning_alignment: 1.0,
             read_out: 4.0,
             teacher: 1.0,
+            scale: TokenScale::default(),
         }
     }
 }
@@ -239,14 +267,18 @@ impl AlignTerms {
         });
 
         let weights = &self.weights;
+        let answer = outcome.answer_loss(student, batch);
+        let answer = weights.scale.of(answer, &batch.answer_weights, batch.batch);
         let mut parts = vec![
-            (weights.answer, outcome.answer_loss(student, batch)),
+            (weights.answer, answer),
             (weights.answer_alignment, outcome.answer_alignment(&lesson)),
             (weights.reasoning_alignment, outcome.reasoning_alignment()),
             (weights.read_out, outcome.read_out_loss(student)),
         ];
         if self.teacher.is_none() {
             let loss = next_token_loss(&student.backbone, chain, &batch.teacher);
+            let tokens = &batch.teacher.loss_weights;
+            let loss = weights.scale.of(loss, tokens, batch.batch);
             parts.push((weights.teacher, loss));
         }
         with_total(parts)

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
 use sesqui_model::{KvCache, LatentTransformer, Transformer};
-use sesqui_shortcut::{EntryPosition, ExitRule, KeyValueRule, Landing, Last, SlotTrace, Walk};
+use sesqui_shortcut::{
+    EntryPosition, ExitRule, Handed, KeyValueRule, Landing, Last, SlotTrace, Walk,
+};
 
 use crate::decode::{DecodedRow, Decoding, feed, go_on, prefill, read_argmax};
 use crate::halt::{HaltConfig, HaltTrace, Halter, Halting, sampled};
@@ -48,6 +50,21 @@ pub struct LatentDecoded {
     pub states: Vec<Tensor<3>>,
     /// All of [`LatentDecoded::states`] but the last as they were before refinement; empty without.
     pub unrefined: Vec<Tensor<3>>,
+    /// For each slot the states with which rows left it early.
+    pub handed: Vec<Vec<Handed>>,
+    /// How often the steps read from the device, those of refinement apart.
+    pub reads: usize,
+}
+
+impl LatentDecoded {
+    /// The state `[1, 1, d_model]` with which `row` left `slot` early, before any norm; none where it ran
+    /// to the top.
+    pub fn handed_on(&self, row: usize, slot: usize) -> Option<Tensor<3>> {
+        self.handed.get(slot)?.iter().find_map(|handed| {
+            let index = handed.rows.iter().position(|&other| other == row)?;
+            Some(handed.states.clone().narrow(0, index, 1))
+        })
+    }
 }
 
 /// What one row did.
@@ -253,6 +270,7 @@ fn run(
     let mut states = walk.inputs().to_vec();
     let last = walk.states();
     states.push(last.clone());
+    let (handed, reads) = (walk.handed().to_vec(), walk.reads());
     let (mut cache, slots) = walk.into_parts();
     finish_pending(device);
     let reasoning = clock.elapsed();
@@ -284,6 +302,8 @@ fn run(
         answer,
         states,
         unrefined,
+        handed,
+        reads,
     })
 }
 

@@ -33,4 +33,4 @@ pub use plan::{EntryPosition, ExitPlan, Landing, PlanError, Slot};
 pub use router::{HostRouter, Router};
 pub use shortcuts::Shortcuts;
 pub use soft::{SoftConfig, SoftPass, soft_pass};
-pub use walk::{ExitRule, Last, SlotTrace, Walk};
+pub use walk::{ExitRule, Handed, Last, SlotTrace, Walk};

@@ -104,9 +104,20 @@ pub struct Walk<'a> {
     /// By the boundary at which they enter next: rows that left early, and their states. Rows in
     /// none of them enter at the bottom.
     waiting: Vec<Option<Group>>,
+    handed: Vec<Vec<Handed>>,
     slots: Vec<Vec<SlotTrace>>,
     /// Rows that take no further slot.
     stopped: Vec<bool>,
+    reads: usize,
+}
+
+/// Rows that left a slot early at one boundary.
+#[derive(Clone, Debug)]
+pub struct Handed {
+    /// The rows, ascending.
+    pub rows: Vec<usize>,
+    /// Their states there, `[rows, 1, d_model]`, before any norm or adapter.
+    pub states: Tensor<3>,
 }
 
 /// Rows, ascending, and their states `[rows, 1, d_model]`.
@@ -138,6 +149,8 @@ impl<'a> Walk<'a> {
             device: states.device(),
             states,
             inputs: Vec::new(),
+            handed: Vec::new(),
+            reads: 0,
         }
     }
 
@@ -186,6 +199,7 @@ impl<'a> Walk<'a> {
     /// missing.
     pub fn step(&mut self, positions: &[i32], last: Last<'_>) {
         self.inputs.push(self.states.clone());
+        self.handed.push(Vec::new());
         if self.rule.never() && !self.stopped.contains(&true) {
             return self.step_in_full(positions);
         }
@@ -315,6 +329,12 @@ impl<'a> Walk<'a> {
                 slot.leave = boundary;
             }
         }
+        if let Some(handed) = self.handed.last_mut() {
+            handed.push(Handed {
+                rows: gone.rows.clone(),
+                states: gone.hidden.clone(),
+            });
+        }
         if self.key_values == KeyValueRule::Fill {
             let above = boundary..self.waiting.len();
             let at = self.column(&gone.rows, positions);
@@ -339,8 +359,7 @@ impl<'a> Walk<'a> {
                 hosts, threshold, ..
             } => {
                 let d_model = group.hidden.dims()[2];
-                let data = group.hidden.clone().into_data();
-                let states: Vec<f32> = data.iter::<f32>().collect();
+                let states = self.read(&group.hidden);
                 let rows = group.rows.iter().zip(states.chunks_exact(d_model));
                 rows.map(|(&row, state)| {
                     if last.of(row) {
@@ -355,6 +374,12 @@ impl<'a> Walk<'a> {
                 .collect()
             }
         }
+    }
+
+    /// The only way from the device to the host while a walk is under way.
+    fn read(&mut self, states: &Tensor<3>) -> Vec<f32> {
+        self.reads += 1;
+        states.clone().into_data().iter::<f32>().collect()
     }
 
     /// Takes over the states of rows that reached the top.
@@ -409,6 +434,16 @@ impl<'a> Walk<'a> {
     /// the bottom. At other rows: what they were fed last or would have been fed.
     pub fn inputs(&self) -> &[Tensor<3>] {
         &self.inputs
+    }
+
+    /// For each step so far the states with which rows left it early, one entry per boundary.
+    pub fn handed(&self) -> &[Vec<Handed>] {
+        &self.handed
+    }
+
+    /// How often the walk has read from the device.
+    pub fn reads(&self) -> usize {
+        self.reads
     }
 
     /// What each row did, slot by slot.

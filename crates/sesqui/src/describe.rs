@@ -20,6 +20,7 @@ use sesqui_trainer::Batches;
 use sesqui_trainer::objective::Objective as Learner;
 
 use crate::experiment::{Experiment, Objective, Stage};
+use crate::extensions::extensions;
 use crate::start::latent_settings;
 use crate::trained::LatentSettings;
 use crate::workbench::Workbench;
@@ -63,6 +64,9 @@ pub fn dry_run(experiment: &Experiment, workbench: &Workbench, device: &Device) 
     for stage in &experiment.stages {
         text.push_str(&format!("\nstage {}: ", stage.name));
         text.push_str(&one_step(experiment, workbench, stage, &model)?);
+        if let Some(line) = extensions(stage) {
+            text.push_str(&format!("{line}\n"));
+        }
     }
     Ok(text)
 }

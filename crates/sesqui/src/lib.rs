@@ -14,6 +14,7 @@ pub mod describe;
 pub mod events;
 pub mod exits;
 pub mod experiment;
+pub mod extensions;
 pub mod fitting;
 pub mod halt_plot;
 pub mod halt_stage;

@@ -61,6 +61,12 @@ pub fn response(task: &Task<'_>, responses: &Responses, known: bool) -> Result<S
         row.latent_steps
     ));
     lines.push(format!(
+        "work       {} layer calls of reasoning; MFLOPs: {:.3} of reasoning inside layers, {:.3} in all",
+        row.layer_calls,
+        row.reason_flops / 1e6,
+        row.flops / 1e6
+    ));
+    lines.push(format!(
         "ms         {:.2} prefill, {:.2} reasoning, {:.2} answer",
         milliseconds(responses.prefill),
         milliseconds(responses.reasoning),
@@ -70,7 +76,8 @@ pub fn response(task: &Task<'_>, responses: &Responses, known: bool) -> Result<S
 }
 
 /// Every latent step of the first row, in lines: where it entered and left, what the routers said,
-/// and the tokens that the head finds nearest to its output.
+/// and the tokens that final norm and head find nearest to its output, or to the state with which it
+/// left early (the logit lens).
 ///
 /// # Errors
 ///
@@ -97,14 +104,20 @@ pub fn latent_steps(
             routers => format!("   router {}", routers.join(", ")),
         };
         let seen = looked(decoded, index + 1);
-        let result = if slot.leave < layers {
-            format!("handed on to the next step at layer {}", slot.leave)
-        } else {
-            format!(
+        let result = match decoded.handed_on(0, index) {
+            Some(state) => {
+                let state = model.backbone.final_norm(state);
+                format!(
+                    "handed on to the next step at layer {}, reads {}",
+                    slot.leave,
+                    nearest(model, tokenizer, &state)
+                )
+            }
+            None => format!(
                 "reads {}{}",
                 nearest(model, tokenizer, &decoded.states[index + 1]),
                 change(decoded, index + 1)
-            )
+            ),
         };
         lines.push(format!(
             "latent step {:<5} layers {}..{}{routers}   {result}{seen}",

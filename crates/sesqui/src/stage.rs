@@ -23,7 +23,9 @@ use sesqui_trainer::{Batches, Checkpoints, Fit, Outcome, Renderer, State, Stop, 
 
 use crate::exits;
 use crate::experiment::{Experiment, Objective, Stage};
+use crate::extensions::extensions;
 use crate::misuse::Misuse;
+use crate::screen::spinner;
 use crate::start::{Lineage, same_tokenizer};
 use crate::trained::{LATENTS, LatentSettings, Trained};
 use crate::workbench::Workbench;
@@ -77,6 +79,9 @@ impl Run<'_> {
     ///
     /// When the start does not fit, the data is too long, or training fails.
     pub fn train(&self, stage: &Stage, mut outlets: Outlets<'_>) -> Result<Finished> {
+        if let Some(line) = extensions(stage) {
+            outlets.renderer.line(&line);
+        }
         match &stage.objective {
             Objective::Cot | Objective::NoCot => self.supervise(stage, &mut outlets),
             Objective::Align(config) => self.align(stage, config, &mut outlets),
@@ -275,8 +280,16 @@ impl Run<'_> {
             .iter()
             .map(|device| device.clone().autodiff())
             .collect();
-        let mut validate =
-            |model: &M, _step: u64| validate(model).map_err(|error| format!("{error:#}"));
+        // The dashboard shows by itself that validation is under way.
+        let plain = outlets.renderer.is_plain();
+        let mut validate = |model: &M, _step: u64| {
+            let waiting = plain.then(|| spinner(&format!("{}: validation", stage.name)));
+            let found = validate(model).map_err(|error| format!("{error:#}"));
+            if let Some(waiting) = waiting {
+                waiting.finish_and_clear();
+            }
+            found
+        };
         let outcome = fit(
             model,
             Fit {

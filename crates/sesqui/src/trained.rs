@@ -355,3 +355,59 @@ fn answer_start<'a>(task: &Task<'a>) -> &'a [u32] {
         .first()
         .map_or(&[], |problem| &problem.answer_start)
 }
+
+#[cfg(test)]
+mod tests {
+    use sesqui_distill::shortcut::{CompositionConfig, EntryPositionChoice, ShortcutLoss};
+
+    use super::*;
+
+    /// Files older than the setting take what the loss trained; newer ones hold what was settled.
+    #[test]
+    fn a_position_above_the_bottom_is_as_the_loss_trained_it() {
+        let staircase = ShortcutStageConfig::default();
+        let composition = ShortcutStageConfig {
+            loss: ShortcutLoss::Composition(CompositionConfig::default()),
+            ..ShortcutStageConfig::default()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let old = LatentSettings {
+            latents: LatentConfig::default(),
+            count: 3,
+            key_values: KeyValueRule::default(),
+            landing: Landing::default(),
+            entry_position: None,
+            shortcuts: None,
+        };
+        let write = |settings: &LatentSettings, without: bool| {
+            let mut json = serde_json::to_value(settings).unwrap();
+            if without {
+                json.as_object_mut().unwrap().remove("entry_position");
+            }
+            std::fs::write(folder.path().join(LATENTS), json.to_string()).unwrap();
+        };
+        for (config, expected) in [
+            (&staircase, EntryPosition::EveryEntry),
+            (&composition, EntryPosition::CycleStart),
+        ] {
+            write(&old, true);
+            let read = LatentSettings::read_with(folder.path(), config).unwrap();
+            assert_eq!(read.entry_position, Some(expected));
+            let settled = old.with_shortcuts(config);
+            assert_eq!(settled.entry_position, Some(expected));
+            for (choice, expected) in [
+                (EntryPositionChoice::EveryEntry, EntryPosition::EveryEntry),
+                (EntryPositionChoice::CycleStart, EntryPosition::CycleStart),
+            ] {
+                let config = ShortcutStageConfig {
+                    entry_position: choice,
+                    ..config.clone()
+                };
+                write(&old.with_shortcuts(&config), false);
+                // Whatever the configuration says by then.
+                let read = LatentSettings::read_with(folder.path(), &composition).unwrap();
+                assert_eq!(read.entry_position, Some(expected));
+            }
+        }
+    }
+}

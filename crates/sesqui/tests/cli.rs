@@ -25,5 +25,7 @@ mod refusals;
 mod resume;
 #[path = "cli/runs.rs"]
 mod runs;
+#[path = "cli/starts.rs"]
+mod starts;
 #[path = "cli/support.rs"]
 mod support;

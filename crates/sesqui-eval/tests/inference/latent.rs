@@ -324,6 +324,88 @@ fn nobody_leaving_is_the_full_walk_bit_for_bit() {
     }
 }
 
+/// Nothing is read from the device before the answer where nobody has to decide; under routers once for
+/// each place at which some row stood, however many rows did.
+#[test]
+fn deciding_costs_one_read_for_each_group_and_nothing_else_is_read() {
+    for family in FAMILIES {
+        let (model, shortcuts) = latent_model(family, 4, 0);
+        let hosts = shortcuts.routers_on_host();
+        let questions = five();
+        let steps = 4;
+        let plan = decoding(steps, &starts(&questions), &[11], Landing::SameBoundary);
+        let prompt = prompt(&questions, 9, 0);
+        let run = |rule| {
+            let rule_of_keys = KeyValueRule::Holes;
+            latent(&model, rule, rule_of_keys, &prompt, &plan, &plain()).unwrap()
+        };
+        let routers = |threshold: f64| ExitRule::Routers {
+            shortcuts: &shortcuts,
+            hosts: &hosts,
+            threshold,
+        };
+        let planned = ExitRule::Plan {
+            shortcuts: Some(&shortcuts),
+            leaves: &told,
+        };
+        for rule in [ExitRule::Full, planned, routers(1.0)] {
+            assert_eq!(run(rule).reads, 0);
+        }
+        // In step: all five rows stand at every boundary below the top of all but the last slot.
+        assert_eq!(run(routers(0.999_999)).reads, (steps - 1) * (LAYERS - 1));
+        for threshold in [0.0, 0.2, 0.5, 0.8] {
+            let found = run(routers(threshold));
+            let mut asked: Vec<(usize, usize)> = found
+                .rows
+                .iter()
+                .flat_map(|row| row.slots.iter().enumerate())
+                .flat_map(|(slot, trace)| trace.weights.iter().map(move |&(at, _)| (slot, at)))
+                .collect();
+            asked.sort_unstable();
+            asked.dedup();
+            assert_eq!(found.reads, asked.len(), "{family:?}, {threshold}");
+        }
+    }
+}
+
+/// The states with which rows left are kept, each once and under its row.
+#[test]
+fn states_that_were_handed_on_are_kept() {
+    for family in FAMILIES {
+        let (model, shortcuts) = latent_model(family, 3, 0);
+        let questions = five();
+        let plan = decoding(4, &starts(&questions), &[11], Landing::SameBoundary);
+        let run = |questions: &Questions, names: &[usize]| {
+            let leaves = |row: usize, slot: usize, at: usize| told(names[row], slot, at);
+            let rule = ExitRule::Plan {
+                shortcuts: Some(&shortcuts),
+                leaves: &leaves,
+            };
+            let plan = decoding(4, &starts(questions), &[11], Landing::SameBoundary);
+            let prompt = prompt(questions, 9, 0);
+            latent(&model, rule, KeyValueRule::Holes, &prompt, &plan, &plain()).unwrap()
+        };
+        let together = run(&questions, &[0, 1, 2, 3, 4]);
+        let mut early = 0;
+        for (row, question) in questions.iter().enumerate() {
+            let one = run(&vec![question.clone()], &[row]);
+            for slot in 0..plan.latent_steps {
+                let left = together.rows[row].slots[slot].leave < LAYERS;
+                let found = together.handed_on(row, slot).map(values);
+                let expected = one.handed_on(0, slot).map(values);
+                assert_eq!((found.is_some(), expected.is_some()), (left, left));
+                let pairs = found.iter().flatten().zip(expected.iter().flatten());
+                for (found, expected) in pairs {
+                    // States within the layers are up to ten times as long as normed ones.
+                    assert!((found - expected).abs() < 10.0 * CLOSE);
+                }
+                early += usize::from(left);
+            }
+        }
+        assert!(early > 5, "{early}");
+    }
+}
+
 /// Slots that hand a state on without running a layer.
 #[test]
 fn slots_may_run_no_layer() {

@@ -6,7 +6,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use sesqui_model::{KvCache, LatentTransformer};
-use sesqui_shortcut::{ExitRule, KeyValueRule, Last, Walk};
+use sesqui_shortcut::{ExitRule, Handed, KeyValueRule, Last, Walk};
 
 use crate::decode::{DecodedRow, prefill};
 use crate::halt::config::SamplesRule;
@@ -41,7 +41,9 @@ pub(crate) fn sampled(
     let keys: Vec<u64> = (0..prompt.batch)
         .map(|row| question_key(prompt, row))
         .collect();
-    let mut walk = Walk::new(model, cache, states, exits, key_values).with_landing(plan.landing);
+    let mut walk = Walk::new(model, cache, states, exits, key_values)
+        .with_landing(plan.landing)
+        .with_entry_position(plan.entry_position);
     let mut traces = vec![SampleTrace::default(); prompt.batch];
     let ask = Ask {
         model,
@@ -97,19 +99,28 @@ pub(crate) fn sampled(
         }
     }
     let answer = clock.elapsed();
+    let (handed, reads) = (walk.handed().to_vec(), walk.reads());
     let (_, slots) = walk.into_parts();
     for (trace, slots) in traces.iter_mut().zip(slots.chunks(samples)) {
         trace.trajectories = slots.to_vec();
     }
-    voted(traces, states, samples, [prefill, reasoning, answer])
+    let decoded = voted(traces, states, handed, samples);
+    LatentDecoded {
+        prefill,
+        reasoning,
+        answer,
+        reads,
+        ..decoded
+    }
 }
 
-/// The decoded batch out of what the trajectories did. Of the states, those of each question's winner.
+/// The decoded batch out of what the trajectories did, without times. Of the states, those of each
+/// question's winner.
 fn voted(
     mut traces: Vec<SampleTrace>,
     states: Vec<Tensor<3>>,
+    handed: Vec<Vec<Handed>>,
     samples: usize,
-    [prefill, reasoning, answer]: [Duration; 3],
 ) -> LatentDecoded {
     let mut rows = Vec::with_capacity(traces.len());
     let mut winners = Vec::with_capacity(traces.len());
@@ -129,17 +140,40 @@ fn voted(
     for (row, trace) in rows.iter_mut().zip(traces) {
         row.halt = HaltTrace::Samples(trace);
     }
+    let handed = handed.into_iter().map(|slot| {
+        slot.into_iter()
+            .filter_map(|handed| won(&handed, &winners))
+            .collect()
+    });
     LatentDecoded {
         rows,
-        prefill,
-        reasoning,
-        answer,
+        prefill: Duration::ZERO,
+        reasoning: Duration::ZERO,
+        answer: Duration::ZERO,
         states: states
             .into_iter()
             .map(|states| picked(states, &winners))
             .collect(),
         unrefined: Vec::new(),
+        handed: handed.collect(),
+        reads: 0,
     }
+}
+
+/// Of trajectories that left early together those that answer, as rows of questions.
+fn won(handed: &Handed, winners: &[usize]) -> Option<Handed> {
+    let mut rows = Vec::new();
+    let mut places = Vec::new();
+    for (question, winner) in winners.iter().enumerate() {
+        if let Some(place) = handed.rows.iter().position(|row| row == winner) {
+            rows.push(question);
+            places.push(place);
+        }
+    }
+    (!rows.is_empty()).then(|| Handed {
+        states: picked(handed.states.clone(), &places),
+        rows,
+    })
 }
 
 /// Whoever asks all trajectories of some questions for their answers.

@@ -16,6 +16,7 @@ use sesqui::output::say;
 use sesqui::preparation::{Preparation, Prepared, check_arguments};
 use sesqui::reasoning::{NO_LATENT_STEPS, ReasoningConfig};
 use sesqui::refinement::Variant;
+use sesqui::screen::spinner;
 use sesqui::trained::{Latent, Trained};
 use sesqui::workbench::{Workbench, data_root};
 use sesqui::{reopened, show};
@@ -27,7 +28,7 @@ use sesqui_eval::Task;
 ///
 /// The question is answered twice and the second time is shown, so that nothing is counted that
 /// happens only once. Tokens are separated by a dot; decoding is greedy. Of a latent model every latent
-/// step is shown: the layers it ran, what the routers said, the tokens nearest to its output.
+/// step is shown: the layers it ran, what the routers said, the tokens nearest to what it left with.
 #[derive(Parser, Debug)]
 #[command(version, after_help = EXAMPLES)]
 struct Arguments {
@@ -178,7 +179,9 @@ fn generate(arguments: &Arguments) -> Result<()> {
             experiment.evaluation.validation_questions = 0;
             let root = data_root(arguments.place.data_root.as_deref());
             let tokenizer = opened.tokenizer.clone();
+            let waiting = spinner("reading data");
             let workbench = Workbench::reopen(&experiment, &root, tokenizer, opened.layout)?;
+            waiting.finish_and_clear();
             let name = split.as_deref().unwrap_or("test");
             let whole = workbench.find_task(&experiment, name)?;
             let task = show::pick(&whole, arguments.index.unwrap_or_default())?;
@@ -257,7 +260,9 @@ fn prepare(
 ) -> Result<Prepared> {
     let experiment = &opened.experiment;
     let root = data_root(arguments.place.data_root.as_deref());
+    let waiting = spinner("reading data");
     let workbench = Workbench::reopen(experiment, &root, opened.tokenizer.clone(), opened.layout)?;
+    waiting.finish_and_clear();
     let mut preparation = Preparation::new(&workbench, experiment, device);
     preparation.prepare(variant, student, opened)
 }
