@@ -7,6 +7,8 @@ use burn::tensor::module::attention as fused_attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use sesqui_kernels::Heads;
+
 use crate::cache::Admission;
 use crate::config::ModelConfig;
 use crate::initialize::{Initializer, Role};
@@ -93,9 +95,13 @@ impl Attention {
         cache: Option<Admission<'_>>,
     ) -> Tensor<3> {
         let [batch, seq, _] = hidden.dims();
-        let joint = self
-            .query_key_value
-            .forward(hidden)
+        let joint = self.query_key_value.forward(hidden);
+        if cache.is_none()
+            && let Some(attended) = self.attend_at_once(&joint, rotary, visibility)
+        {
+            return self.output.forward(attended);
+        }
+        let joint = joint
             .reshape([
                 batch,
                 seq,
@@ -121,6 +127,23 @@ impl Attention {
             seq as i32,
             (self.heads * self.d_head) as i32,
         ]))
+    }
+
+    /// Attention within `joint` `[batch, seq, (heads + 2 key_value_heads) d_head]` as one operation,
+    /// where there is one.
+    fn attend_at_once(
+        &self,
+        joint: &Tensor<3>,
+        rotary: Option<&Rotary>,
+        visibility: &Visibility,
+    ) -> Option<Tensor<3>> {
+        let heads = Heads {
+            queries: self.heads,
+            key_values: self.key_value_heads,
+            d_head: self.d_head,
+        };
+        let angles = rotary.map(|rotary| [&rotary.cos, &rotary.sin]);
+        sesqui_kernels::attention(joint, angles, visibility.bias().as_ref(), heads)
     }
 }
 

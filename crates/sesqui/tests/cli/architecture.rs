@@ -12,12 +12,13 @@ use crate::support::{root, said};
 const ARROWS: &[(&str, &[&str])] = &[
     ("sesqui-run", &[]),
     ("sesqui-report", &["run"]),
-    ("sesqui-model", &[]),
+    ("sesqui-kernels", &[]),
+    ("sesqui-model", &["kernels"]),
     ("sesqui-shortcut", &["model"]),
     ("sesqui-dataset", &[]),
     (
         "sesqui-distill",
-        &["model", "shortcut", "dataset", "trainer"],
+        &["kernels", "model", "shortcut", "dataset", "trainer"],
     ),
     ("sesqui-reason", &["model", "shortcut"]),
     (
