@@ -7,7 +7,7 @@ use burn::tensor::module::attention as fused_attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use sesqui_kernels::Heads;
+use sesqui_kernels::{Heads, linear};
 
 use crate::cache::Admission;
 use crate::config::ModelConfig;
@@ -95,11 +95,11 @@ impl Attention {
         cache: Option<Admission<'_>>,
     ) -> Tensor<3> {
         let [batch, seq, _] = hidden.dims();
-        let joint = self.query_key_value.forward(hidden);
+        let joint = linear(&self.query_key_value, hidden);
         if cache.is_none()
             && let Some(attended) = self.attend_at_once(&joint, rotary, visibility)
         {
-            return self.output.forward(attended);
+            return linear(&self.output, attended);
         }
         let joint = joint
             .reshape([
@@ -122,11 +122,11 @@ impl Attention {
         };
         let group = self.heads / self.key_value_heads;
         let attended = attend(query, repeat(key, group), repeat(value, group), visibility);
-        self.output.forward(attended.swap_dims(1, 2).reshape([
-            batch as i32,
-            seq as i32,
-            (self.heads * self.d_head) as i32,
-        ]))
+        let width = self.heads * self.d_head;
+        linear(
+            &self.output,
+            attended.swap_dims(1, 2).reshape([batch, seq, width]),
+        )
     }
 
     /// Attention within `joint` `[batch, seq, (heads + 2 key_value_heads) d_head]` as one operation,

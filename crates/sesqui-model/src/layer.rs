@@ -5,7 +5,7 @@ use burn::nn::{Linear, RmsNorm};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
 pub use sesqui_kernels::gelu_tanh;
-use sesqui_kernels::rms_norm;
+use sesqui_kernels::{linear, rms_norm};
 
 use crate::attention::{Attention, Rotary};
 use crate::cache::Admission;
@@ -94,13 +94,12 @@ impl FeedForward {
     /// Position-wise map of `[batch, seq, d_model]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         match self {
-            Self::Gelu(part) => part.down.forward(gelu_tanh(part.up.forward(x))),
+            Self::Gelu(part) => linear(&part.down, gelu_tanh(linear(&part.up, x))),
             Self::SwiGlu(part) => {
-                let joint = part.gate_up.forward(x);
+                let joint = linear(&part.gate_up, x);
                 let width = joint.dims()[2] / 2;
                 let gate = joint.clone().narrow(2, 0, width);
-                part.down
-                    .forward(silu(gate) * joint.narrow(2, width, width))
+                linear(&part.down, silu(gate) * joint.narrow(2, width, width))
             }
         }
     }

@@ -24,8 +24,10 @@ fn heads(shape: Shape) -> Heads {
 enum Mask {
     Everything,
     Causal,
-    /// Causal, keys missing here and there, one query that sees nothing.
+    /// Causal, keys missing here and there, one query and more that see nothing.
     Holes,
+    /// Causal, keys missing here and there, but nobody is hidden from itself.
+    Gaps,
     /// Smooth.
     Slope,
 }
@@ -41,7 +43,8 @@ impl Mask {
             Self::Slope => -0.1 * (query as f32 - key as f32).abs(),
             Self::Causal if key <= query => 0.0,
             Self::Holes if query != seq / 2 && key <= query && (key + row) % 3 != 1 => 0.0,
-            Self::Causal | Self::Holes => HIDDEN,
+            Self::Gaps if key == query || (key < query && (key + row) % 3 != 1) => 0.0,
+            Self::Causal | Self::Holes | Self::Gaps => HIDDEN,
         };
         (!matches!(self, Self::Everything)).then(|| cells.map(value).collect())
     }
@@ -132,11 +135,14 @@ impl Case {
     }
 }
 
+/// Without [`Mask::Holes`]: a bias of -1e30 swallows the scores of a query that sees nothing, so a
+/// difference finds no slope where the derivative of softmax is taken through the sum, here as in
+/// Burn's composition.
 fn masks() -> impl Strategy<Value = Mask> {
     prop_oneof![
         Just(Mask::Everything),
         Just(Mask::Causal),
-        Just(Mask::Holes),
+        Just(Mask::Gaps),
         Just(Mask::Slope)
     ]
 }
@@ -151,7 +157,7 @@ proptest! {
         key_values in 1_usize..3,
         group in 1_usize..3,
         half in 1_usize..11,
-        mask in masks(),
+        mask in prop_oneof![masks(), Just(Mask::Holes)],
         per_row in any::<bool>(),
         rotary in any::<bool>(),
         seed in any::<u64>(),
@@ -184,7 +190,7 @@ proptest! {
 /// More queries than are worked on together, heads wider than a register.
 #[test]
 fn derivatives_agree_over_several_blocks() {
-    for mask in [Mask::Everything, Mask::Causal, Mask::Holes] {
+    for mask in [Mask::Everything, Mask::Causal, Mask::Gaps] {
         let shape = Shape {
             batch: 1,
             seq: 21,

@@ -6,6 +6,7 @@
 mod attention;
 mod cross_entropy;
 mod gelu;
+mod linear;
 mod norm;
 mod reference;
 mod support;
