@@ -9,6 +9,7 @@
 //! keep, take tensor operations with the same result up to rounding. Results do not depend on the
 //! number of threads, nor of a row on the rows beside it.
 
+mod adamw;
 mod attention;
 mod cross_entropy;
 mod gelu;
@@ -18,6 +19,7 @@ mod matmul;
 mod norm;
 mod simd;
 
+pub use adamw::AdamW;
 pub use attention::{Heads, attention};
 pub use cross_entropy::cross_entropy;
 pub use gelu::gelu_tanh;

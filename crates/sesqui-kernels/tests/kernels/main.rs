@@ -3,6 +3,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod adamw;
 mod attention;
 mod cross_entropy;
 mod gelu;

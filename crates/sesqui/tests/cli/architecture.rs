@@ -25,7 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "sesqui-eval",
         &["model", "shortcut", "dataset", "reason", "run"],
     ),
-    ("sesqui-trainer", &["run"]),
+    ("sesqui-trainer", &["kernels", "run"]),
 ];
 
 /// What may use all of ours, and what is none of ours but lives here.
