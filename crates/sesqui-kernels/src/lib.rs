@@ -17,6 +17,7 @@ mod host;
 mod linear;
 mod matmul;
 mod norm;
+mod one_query;
 mod simd;
 
 pub use adamw::AdamW;
@@ -25,3 +26,4 @@ pub use cross_entropy::cross_entropy;
 pub use gelu::gelu_tanh;
 pub use linear::linear;
 pub use norm::{layer_norm, rms_norm};
+pub use one_query::attention_of_one;

@@ -7,7 +7,7 @@ use burn::tensor::module::attention as fused_attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use sesqui_kernels::{Heads, linear};
+use sesqui_kernels::{Heads, attention_of_one, linear};
 
 use crate::cache::Admission;
 use crate::config::ModelConfig;
@@ -120,8 +120,14 @@ impl Attention {
             Some(cache) => cache.append(key, value),
             None => (key, value),
         };
-        let group = self.heads / self.key_value_heads;
-        let attended = attend(query, repeat(key, group), repeat(value, group), visibility);
+        let bias = visibility.bias();
+        let attended = match attention_of_one(&query, &key, &value, bias.as_ref()) {
+            Some(attended) => attended,
+            None => {
+                let group = self.heads / self.key_value_heads;
+                attend(query, repeat(key, group), repeat(value, group), bias)
+            }
+        };
         let width = self.heads * self.d_head;
         linear(
             &self.output,
@@ -163,18 +169,18 @@ fn attend(
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,
-    visibility: &Visibility,
+    bias: Option<Tensor<4>>,
 ) -> Tensor<4> {
     let d_head = query.dims()[3];
     if !query.is_autodiff() {
         let options = AttentionModuleOptions::default();
-        return fused_attention(query, key, value, None, visibility.bias(), options);
+        return fused_attention(query, key, value, None, bias, options);
     }
     // Under autodiff the fused operation falls apart into more pieces than these.
     let scores = query
         .mul_scalar(1.0 / (d_head as f64).sqrt())
         .matmul(key.swap_dims(2, 3));
-    let scores = match visibility.bias() {
+    let scores = match bias {
         Some(bias) => scores + bias,
         None => scores,
     };

@@ -9,5 +9,6 @@ mod cross_entropy;
 mod gelu;
 mod linear;
 mod norm;
+mod one_query;
 mod reference;
 mod support;
