@@ -7,7 +7,7 @@
 use std::hint::black_box;
 
 use burn::module::{Module, Param};
-use burn::optim::{AdamWConfig, GradientsAccumulator, ModuleOptimizer};
+use burn::optim::{GradientsAccumulator, ModuleOptimizer};
 use burn::tensor::Device;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sesqui_benches::Shape;
@@ -17,6 +17,7 @@ use sesqui_dataset::read::BadRows;
 use sesqui_dataset::tokenizer::{Tokenizer, TokenizerConfig};
 use sesqui_distill::Supervised;
 use sesqui_eval::{LatentMethod, Method};
+use sesqui_kernels::AdamW;
 use sesqui_model::latent::{Feedback, LatentTransformer, SlotPositions};
 use sesqui_reason::{Decoding, HaltConfig, greedy};
 use sesqui_shortcut::{EntryPosition, ExitRule, KeyValueRule, Landing, ShortcutConfig, Shortcuts};
@@ -33,7 +34,7 @@ fn training(criterion: &mut Criterion) {
     for shape in [Shape::small_gpt(), Shape::arith_dag()] {
         let device = Device::flex().autodiff();
         let mut model = Supervised::new(shape.transformer(&device).unwrap());
-        let mut optimizer: ModuleOptimizer = AdamWConfig::new().with_weight_decay(0.01).init();
+        let mut optimizer = ModuleOptimizer::from(AdamW::new([0.9, 0.999], 1e-5, 0.01));
         let devices = vec![device; PARTS];
         let workers = Workers::new(&devices, PARTS);
         let parts = shape.training_parts(PARTS);

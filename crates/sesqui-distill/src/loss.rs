@@ -1,8 +1,8 @@
 //! Losses that several objectives share.
 
-use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sesqui_dataset::batch::SequenceBatch;
+use sesqui_kernels::cross_entropy;
 use sesqui_model::{Transformer, Visibility};
 
 /// A batch of token ids on a device.
@@ -68,19 +68,4 @@ pub fn next_token_loss(
     let logits = backbone.head(backbone.final_norm(hidden.unsqueeze_dim(0)));
     let logits = logits.reshape([n, backbone.vocabulary()]);
     cross_entropy(logits, &targets, &weights)
-}
-
-/// Weighted mean cross-entropy in nats of `logits` `[n, vocab]` against `targets`, `[1]`.
-pub fn cross_entropy(logits: Tensor<2>, targets: &[i32], weights: &[f32]) -> Tensor<1> {
-    let [n, _] = logits.dims();
-    let device = logits.device();
-    let targets = Tensor::<2, Int>::from_data(TensorData::new(targets.to_vec(), [n, 1]), &device);
-    let log_probabilities = log_softmax(logits, 1).gather(1, targets);
-    let total: f32 = weights.iter().sum();
-    let uniform = weights.iter().all(|&weight| weight == weights[0]);
-    if uniform {
-        return log_probabilities.mean().neg();
-    }
-    let weights = Tensor::<2>::from_data(TensorData::new(weights.to_vec(), [n, 1]), &device);
-    (log_probabilities * weights).sum().mul_scalar(-1.0 / total)
 }

@@ -1,13 +1,13 @@
 //! What stages 1 and 2 share: the teacher's states, the student's rollouts, the losses over both.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use sesqui_kernels::cross_entropy;
 use sesqui_model::latent::LatentTransformer;
 use sesqui_model::{KvCache, Transformer};
 use sesqui_shortcut::walk::{ExitRule, Last, SlotTrace, Walk};
 use sesqui_shortcut::{EntryPosition, KeyValueRule, Landing, StaircaseInputs, StaircasePass};
 
 use crate::latent::{LatentBatch, SlotLabel};
-use crate::loss::cross_entropy;
 
 /// A `[rows, columns]` list of integers on a device.
 fn upload(values: Vec<i32>, shape: [usize; 2], device: &Device) -> Tensor<2, Int> {

@@ -7,6 +7,8 @@ use burn::tensor::module::attention as fused_attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use sesqui_kernels::{Heads, attention_of_one, linear};
+
 use crate::cache::Admission;
 use crate::config::ModelConfig;
 use crate::initialize::{Initializer, Role};
@@ -93,9 +95,13 @@ impl Attention {
         cache: Option<Admission<'_>>,
     ) -> Tensor<3> {
         let [batch, seq, _] = hidden.dims();
-        let joint = self
-            .query_key_value
-            .forward(hidden)
+        let joint = linear(&self.query_key_value, hidden);
+        if cache.is_none()
+            && let Some(attended) = self.attend_at_once(&joint, rotary, visibility)
+        {
+            return linear(&self.output, attended);
+        }
+        let joint = joint
             .reshape([
                 batch,
                 seq,
@@ -114,13 +120,36 @@ impl Attention {
             Some(cache) => cache.append(key, value),
             None => (key, value),
         };
-        let group = self.heads / self.key_value_heads;
-        let attended = attend(query, repeat(key, group), repeat(value, group), visibility);
-        self.output.forward(attended.swap_dims(1, 2).reshape([
-            batch as i32,
-            seq as i32,
-            (self.heads * self.d_head) as i32,
-        ]))
+        let bias = visibility.bias();
+        let attended = match attention_of_one(&query, &key, &value, bias.as_ref()) {
+            Some(attended) => attended,
+            None => {
+                let group = self.heads / self.key_value_heads;
+                attend(query, repeat(key, group), repeat(value, group), bias)
+            }
+        };
+        let width = self.heads * self.d_head;
+        linear(
+            &self.output,
+            attended.swap_dims(1, 2).reshape([batch, seq, width]),
+        )
+    }
+
+    /// Attention within `joint` `[batch, seq, (heads + 2 key_value_heads) d_head]` as one operation,
+    /// where there is one.
+    fn attend_at_once(
+        &self,
+        joint: &Tensor<3>,
+        rotary: Option<&Rotary>,
+        visibility: &Visibility,
+    ) -> Option<Tensor<3>> {
+        let heads = Heads {
+            queries: self.heads,
+            key_values: self.key_value_heads,
+            d_head: self.d_head,
+        };
+        let angles = rotary.map(|rotary| [&rotary.cos, &rotary.sin]);
+        sesqui_kernels::attention(joint, angles, visibility.bias().as_ref(), heads)
     }
 }
 
@@ -140,18 +169,18 @@ fn attend(
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,
-    visibility: &Visibility,
+    bias: Option<Tensor<4>>,
 ) -> Tensor<4> {
     let d_head = query.dims()[3];
     if !query.is_autodiff() {
         let options = AttentionModuleOptions::default();
-        return fused_attention(query, key, value, None, visibility.bias(), options);
+        return fused_attention(query, key, value, None, bias, options);
     }
     // Under autodiff the fused operation falls apart into more pieces than these.
     let scores = query
         .mul_scalar(1.0 / (d_head as f64).sqrt())
         .matmul(key.swap_dims(2, 3));
-    let scores = match visibility.bias() {
+    let scores = match bias {
         Some(bias) => scores + bias,
         None => scores,
     };

@@ -1,14 +1,17 @@
 //! One transformer layer `f_l`.
 
 use burn::module::Module;
-use burn::nn::{LayerNorm, Linear, RmsNorm};
-use burn::tensor::activation::{sigmoid, silu};
+use burn::nn::{Linear, RmsNorm};
+use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
+pub use sesqui_kernels::gelu_tanh;
+use sesqui_kernels::{linear, rms_norm};
 
 use crate::attention::{Attention, Rotary};
 use crate::cache::Admission;
 use crate::config::{Family, ModelConfig};
 use crate::initialize::{Initializer, Role, constant};
+use crate::layer_norm::LayerNorm;
 use crate::mask::Visibility;
 
 /// The norm of a family.
@@ -25,15 +28,11 @@ impl Norm {
     pub fn new(config: &ModelConfig, device: &Device) -> Self {
         let gamma = constant(1.0, config.d_model, device);
         match config.family {
-            Family::Gpt2 => {
-                // Burn's epsilon is private to its constructor; the parameters are ours.
-                let mut norm = burn::nn::LayerNormConfig::new(config.d_model)
-                    .with_epsilon(config.norm_epsilon)
-                    .init(device);
-                norm.gamma = gamma;
-                norm.beta = Some(constant(0.0, config.d_model, device));
-                Self::Layer(norm)
-            }
+            Family::Gpt2 => Self::Layer(LayerNorm::new(
+                gamma,
+                constant(0.0, config.d_model, device),
+                config.norm_epsilon,
+            )),
             Family::Llama => Self::RootMeanSquare(RmsNorm {
                 gamma,
                 epsilon: config.norm_epsilon,
@@ -45,7 +44,7 @@ impl Norm {
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         match self {
             Self::Layer(norm) => norm.forward(x),
-            Self::RootMeanSquare(norm) => norm.forward(x),
+            Self::RootMeanSquare(norm) => rms_norm(x, norm.gamma.val(), norm.epsilon),
         }
     }
 }
@@ -95,25 +94,15 @@ impl FeedForward {
     /// Position-wise map of `[batch, seq, d_model]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         match self {
-            Self::Gelu(part) => part.down.forward(gelu_tanh(part.up.forward(x))),
+            Self::Gelu(part) => linear(&part.down, gelu_tanh(linear(&part.up, x))),
             Self::SwiGlu(part) => {
-                let joint = part.gate_up.forward(x);
+                let joint = linear(&part.gate_up, x);
                 let width = joint.dims()[2] / 2;
                 let gate = joint.clone().narrow(2, 0, width);
-                part.down
-                    .forward(silu(gate) * joint.narrow(2, width, width))
+                linear(&part.down, silu(gate) * joint.narrow(2, width, width))
             }
         }
     }
-}
-
-/// GELU in its tanh form, written as `x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))`, the same function
-/// (Hendrycks and Gimpel 2016, section 2): one sigmoid instead of a tanh, and no `powf`.
-pub fn gelu_tanh(x: Tensor<3>) -> Tensor<3> {
-    let slope = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
-    let square = x.clone() * x.clone();
-    let inner = x.clone() * square.mul_scalar(0.044715 * slope).add_scalar(slope);
-    x * sigmoid(inner)
 }
 
 /// One pre-norm layer: attention, then the feed-forward part, each added to the residual stream.

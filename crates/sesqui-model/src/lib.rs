@@ -19,6 +19,7 @@ pub mod huggingface;
 pub mod initialize;
 pub mod latent;
 pub mod layer;
+pub mod layer_norm;
 pub mod mask;
 pub mod parameters;
 pub mod transformer;

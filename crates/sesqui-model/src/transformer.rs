@@ -5,6 +5,7 @@ use std::ops::Range;
 use burn::module::Module;
 use burn::nn::{Embedding, Linear};
 use burn::tensor::{Device, Int, Tensor};
+use sesqui_kernels::linear;
 
 use crate::attention::Rotary;
 use crate::cache::{Admission, Entries, KvCache};
@@ -220,7 +221,7 @@ impl Transformer {
     /// Logits `[batch, seq, vocab]` of normed states `[batch, seq, d_model]`.
     pub fn head(&self, normed: Tensor<3>) -> Tensor<3> {
         match &self.head {
-            Some(head) => head.forward(normed),
+            Some(head) => linear(head, normed),
             None => {
                 let [batch, seq, d_model] = normed.dims();
                 let table = self.token_embedding.weight.val();

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor};
 use burn::train::{Interrupter, TrainStep};
+use sesqui_kernels::AdamW;
 use sesqui_run::{MetricRow, RowError, RowWriter};
 
 use crate::checkpoint::{CheckpointError, Checkpoints, State, load_model, load_optimizer};
@@ -246,12 +247,8 @@ fn resume<M: Objective>(
     job: &Fit<'_, M>,
 ) -> Result<(M, ModuleOptimizer, State), FitError> {
     let config = job.config;
-    let optimizer = AdamWConfig::new()
-        .with_beta_1(config.beta_1)
-        .with_beta_2(config.beta_2)
-        .with_epsilon(config.epsilon)
-        .with_weight_decay(config.weight_decay)
-        .init();
+    let betas = [config.beta_1, config.beta_2];
+    let optimizer = ModuleOptimizer::from(AdamW::new(betas, config.epsilon, config.weight_decay));
     let Some(state) = job.checkpoints.latest()? else {
         return Ok((model, optimizer, State::start(job.stage, job.seed)));
     };

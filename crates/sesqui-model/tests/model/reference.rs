@@ -192,7 +192,7 @@ fn gelu_has_its_tanh_form() {
     let x: Vec<f32> = (-800..=800).map(|index| index as f32 / 100.0).collect();
     let expected: Vec<f64> = x.iter().map(|&x| gelu_tanh(x.into())).collect();
     let shape = [1, 1, x.len()];
-    let x = Tensor::from_data(TensorData::new(x, shape), &plain());
+    let x: Tensor<3> = Tensor::from_data(TensorData::new(x, shape), &plain());
     let found = support::values(sesqui_model::layer::gelu_tanh(x));
     assert_close("GELU", &found, &expected, 3e-6);
 }

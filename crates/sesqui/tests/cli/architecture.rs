@@ -12,19 +12,20 @@ use crate::support::{root, said};
 const ARROWS: &[(&str, &[&str])] = &[
     ("sesqui-run", &[]),
     ("sesqui-report", &["run"]),
-    ("sesqui-model", &[]),
+    ("sesqui-kernels", &[]),
+    ("sesqui-model", &["kernels"]),
     ("sesqui-shortcut", &["model"]),
     ("sesqui-dataset", &[]),
     (
         "sesqui-distill",
-        &["model", "shortcut", "dataset", "trainer"],
+        &["kernels", "model", "shortcut", "dataset", "trainer"],
     ),
     ("sesqui-reason", &["model", "shortcut"]),
     (
         "sesqui-eval",
         &["model", "shortcut", "dataset", "reason", "run"],
     ),
-    ("sesqui-trainer", &["run"]),
+    ("sesqui-trainer", &["kernels", "run"]),
 ];
 
 /// What may use all of ours, and what is none of ours but lives here.

@@ -1,0 +1,29 @@
+//! Operations that are one pass on the CPU, forward and backward.
+//!
+//! Burn composes these of five to ten tensor operations each, and under autodiff every one of them
+//! makes a pass over memory in both directions. Here each is one function with a derivative of its
+//! own ([decision 15](../../../docs/decisions/0015-fused-operations.md)).
+//!
+//! A function looks at where its tensors are: 32-bit floats of Burn's CPU backend, under autodiff or
+//! not, take the fused way; any other device or type, and autodiff that recomputes what it does not
+//! keep, take tensor operations with the same result up to rounding. Results do not depend on the
+//! number of threads, nor of a row on the rows beside it.
+
+mod adamw;
+mod attention;
+mod cross_entropy;
+mod gelu;
+mod host;
+mod linear;
+mod matmul;
+mod norm;
+mod one_query;
+mod simd;
+
+pub use adamw::AdamW;
+pub use attention::{Heads, attention};
+pub use cross_entropy::cross_entropy;
+pub use gelu::gelu_tanh;
+pub use linear::linear;
+pub use norm::{layer_norm, rms_norm};
+pub use one_query::attention_of_one;

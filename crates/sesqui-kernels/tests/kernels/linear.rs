@@ -1,0 +1,43 @@
+use burn::module::Module;
+use burn::nn::LinearConfig;
+use burn::tensor::Device;
+use sesqui_kernels::linear;
+
+use crate::support::{assert_close, composed, fused, numbers, tensor, values, wide};
+
+/// One matrix of all positions is what Burn makes of them row by row, with its derivatives.
+#[test]
+fn agrees_with_burns_own() {
+    for device in [fused(), composed()] {
+        for [batch, seq] in [[3, 32], [2, 5], [1, 4], [4, 1]] {
+            let map = LinearConfig::new(6, 10).init(&device);
+            let weights = tensor(&numbers(batch * seq * 10, 2), [batch, seq, 10], &device);
+            let found = [true, false].map(|folded| {
+                let x = numbers(batch * seq * 6, 1);
+                let x = tensor(&x, [batch, seq, 6], &device).require_grad();
+                let y = if folded {
+                    linear(&map, x.clone())
+                } else {
+                    map.forward(x.clone())
+                };
+                assert_eq!(y.dims(), [batch, seq, 10]);
+                let gradients = (y.clone() * weights.clone()).sum().backward();
+                let bias = map.bias.as_ref().unwrap().val();
+                [
+                    values(y),
+                    values(x.grad(&gradients).unwrap()),
+                    values(map.weight.val().grad(&gradients).unwrap()),
+                    values(bias.grad(&gradients).unwrap()),
+                ]
+            });
+            let [found, expected] = found;
+            for (found, expected) in found.iter().zip(expected) {
+                assert_close("linear", found, &wide(&expected), 1e-5);
+            }
+        }
+    }
+    let plain = LinearConfig::new(6, 10).init(&Device::flex()).valid();
+    let x = tensor(&numbers(2 * 3 * 6, 1), [2, 3, 6], &Device::flex());
+    let expected = wide(&values(plain.forward(x.clone())));
+    assert_close("plain", &values(linear(&plain, x)), &expected, 1e-6);
+}
