@@ -162,9 +162,9 @@ fn common_numbers_are_one_token_and_others_digits() {
         // Thousands stay apart, as equations write none.
         assert_eq!(shown("1,200"), ["1", ",", "200"]);
         assert_eq!(shown("x12y"), ["x", "12", "y"]);
-        // `)=` occurs twice, yet the marker of latent steps stays a token.
+        // `)=` occurs twice, yet the marker of latent steps stays a token; `*(` occurs once.
         let step = shown("<<12*(3.5)=40>>");
-        assert_eq!(step, ["<<", "12", "*(", "3.5", ")", "=", "40", ">>"]);
+        assert_eq!(step, ["<<", "12", "*", "(", "3.5", ")", "=", "40", ">>"]);
     }
 }
 
