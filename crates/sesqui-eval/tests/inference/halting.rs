@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use sesqui_dataset::AnswerKind;
 use sesqui_eval::{EvaluationConfig, LatentMethod, Method, Response, enumerate, evaluate};
 use sesqui_model::latent::SlotPositions;
-use sesqui_model::{Family, Feedback, LatentTransformer, Transformer, Visibility};
+use sesqui_model::{Family, Feedback, KvCache, LatentTransformer, Transformer, Visibility};
 use sesqui_reason::halt::{EntropyRule, Gain, LearnedRule, Over, Pick, Probe, SamplesRule};
 use sesqui_reason::{
     Decoding, HaltConfig, HaltTrace, LatentDecoded, Prompt, PromptError, Refinement,
@@ -623,4 +623,43 @@ fn the_smallest_sufficient_number_of_steps_is_found() {
         smallest.contains(&2) && smallest.contains(&3),
         "{smallest:?}"
     );
+}
+
+/// What is run in a copy of some rows, one of them twice, is what the rows themselves would have run, and
+/// the cache goes on as if there had been no copy.
+#[test]
+fn a_forked_cache_is_the_same_and_leaves_the_other_alone() {
+    for family in FAMILIES {
+        let model = crate::support::model(family, 64, 3, &plain());
+        let layers = || 0..model.layers.len();
+        let run = |cache: &mut KvCache, ids: &[i32], at: i32| {
+            let batch = ids.len();
+            let at = integers(&vec![at; batch], [batch, 1], &plain());
+            let hidden = model.embed(integers(ids, [batch, 1], &plain()), at.clone());
+            let hidden = model.run_layers_cached(layers(), hidden, at, &vec![true; batch], cache);
+            values(hidden)
+        };
+        let mut cache = KvCache::new(model.config(), 3, 8, &plain());
+        run(&mut cache, &[1, 2, 3], 0);
+        run(&mut cache, &[4, 5, 6], 1);
+        let mut usual = cache.clone();
+        let mut fork = cache.fork(&[2, 0, 2], 2, &plain());
+        assert_eq!((fork.batch(), fork.lengths()), (3, cache.lengths()));
+        let before = cache.lengths();
+        let found = run(&mut fork, &[7, 8, 7], 2);
+        run(&mut fork, &[9, 9, 9], 3);
+        assert_eq!(cache.lengths(), before);
+        let expected = run(&mut usual, &[8, 0, 7], 2);
+        let width = model.config().d_model;
+        for (row, other) in [(0, 2), (1, 0), (2, 2)] {
+            let pairs = found[row * width..][..width]
+                .iter()
+                .zip(&expected[other * width..]);
+            assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-4));
+        }
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        assert_eq!(bits(run(&mut cache, &[8, 0, 7], 2)), bits(expected));
+        // Without room for more it can still be read.
+        assert_eq!(cache.fork(&[1], 0, &plain()).visible(0), [3, 3]);
+    }
 }
