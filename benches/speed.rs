@@ -6,7 +6,7 @@
 
 use std::hint::black_box;
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::optim::{GradientsAccumulator, ModuleOptimizer};
 use burn::tensor::Device;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -19,8 +19,8 @@ use sesqui_distill::Supervised;
 use sesqui_eval::{LatentMethod, Method};
 use sesqui_kernels::AdamW;
 use sesqui_model::latent::{Feedback, LatentTransformer, SlotPositions};
-use sesqui_reason::{Decoding, greedy};
-use sesqui_shortcut::{ExitRule, KeyValueRule, Landing, ShortcutConfig, Shortcuts};
+use sesqui_reason::{Decoding, HaltConfig, greedy};
+use sesqui_shortcut::{EntryPosition, ExitRule, KeyValueRule, Landing, ShortcutConfig, Shortcuts};
 use sesqui_trainer::workers::Workers;
 
 const NEW_TOKENS: usize = 64;
@@ -88,14 +88,32 @@ fn latent(criterion: &mut Criterion) {
     let device = Device::flex();
     let backbone = shape.transformer(&device).unwrap();
     let model = LatentTransformer::new(backbone, &Feedback::default(), &device);
-    let shortcuts = Shortcuts::new(&ShortcutConfig::default(), &shape.model, 1, &device);
+    let mut config = ShortcutConfig::default();
+    config.router.hidden = 32;
+    let mut shortcuts = Shortcuts::new(&config, &shape.model, 1, &device);
+    // Untrained routers say the same of every state; these differ from row to row.
+    for (router, adapter) in shortcuts.routers.iter_mut().zip(&shortcuts.adapters) {
+        let weight = adapter.down.weight.val().narrow(0, 0, 32).narrow(1, 0, 1);
+        router.output.weight = Param::from_tensor(weight);
+    }
     let leaves =
         |row: usize, slot: usize, boundary: usize| (row + slot + boundary).is_multiple_of(3);
     let staircase = ExitRule::Plan {
         shortcuts: Some(&shortcuts),
         leaves: &leaves,
     };
-    for (name, rule) in [("full", ExitRule::Full), ("staircase", staircase)] {
+    let hosts = shortcuts.routers_on_host();
+    let routers = ExitRule::Routers {
+        shortcuts: &shortcuts,
+        hosts: &hosts,
+        // What they say on average at the start.
+        threshold: 0.7,
+    };
+    for (name, rule) in [
+        ("full", ExitRule::Full),
+        ("staircase", staircase),
+        ("routers", routers),
+    ] {
         let method = LatentMethod {
             model: &model,
             device: &device,
@@ -105,7 +123,9 @@ fn latent(criterion: &mut Criterion) {
             rule,
             key_values: KeyValueRule::Holes,
             landing: Landing::SameBoundary,
+            entry_position: EntryPosition::EveryEntry,
             refinement: None,
+            halt: (&HaltConfig::Never, None),
             answer_start: &[3],
             decoding: Decoding {
                 stop: u32::MAX,

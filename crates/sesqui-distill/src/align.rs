@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sesqui_model::Transformer;
 use sesqui_model::latent::{LatentTransformer, SlotPositions};
 use sesqui_shortcut::walk::ExitRule;
-use sesqui_shortcut::{ExitPlan, KeyValueRule, staircase_pass};
+use sesqui_shortcut::{ExitPlan, staircase_pass};
 use sesqui_trainer::StepOutput;
 
 use crate::latent::{Correction, LatentBatch, LatentConfig, Rollout};
@@ -57,6 +57,33 @@ pub struct AlignWeights {
     pub read_out: f64,
     /// Cross-entropy of the chain of thought (Eq. 7), where the teacher shares the weights.
     pub teacher: f64,
+    /// How the tokens of Eq. 7 and 8 add up.
+    pub scale: TokenScale,
+}
+
+/// How the cross-entropies of a problem's tokens add up in Eq. 7 and 8 (D14). Eq. 6 is printed as a mean,
+/// and what is not in the paper is one too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TokenScale {
+    /// Mean over the tokens of the batch, so that weights mean the same at any length.
+    #[default]
+    Mean,
+    /// Sum over the tokens of a problem, as printed, and the mean over problems.
+    Sum,
+}
+
+impl TokenScale {
+    /// A mean over the tokens that `counted` weighs with 1, in `rows` problems, on this scale.
+    fn of(self, mean: Tensor<1>, counted: &[f32], rows: usize) -> Tensor<1> {
+        match self {
+            Self::Mean => mean,
+            Self::Sum => {
+                let tokens: f64 = counted.iter().copied().map(f64::from).sum();
+                mean.mul_scalar(tokens / rows.max(1) as f64)
+            }
+        }
+    }
 }
 
 impl Default for AlignWeights {
@@ -67,6 +94,7 @@ impl Default for AlignWeights {
             reasoning_alignment: 1.0,
             read_out: 4.0,
             teacher: 1.0,
+            scale: TokenScale::default(),
         }
     }
 }
@@ -124,6 +152,8 @@ pub struct AlignTerms {
     weights: AlignWeights,
     /// Greatest probability with which an independent step leaves under exit dropout.
     independent: f64,
+    /// The staircase of exit dropout.
+    staircase: Staircase,
 }
 
 const NAMES: &[&str] = &[
@@ -148,6 +178,14 @@ impl Align {
         let terms = AlignTerms::new(teacher, config);
         Self { student, terms }
     }
+
+    /// As [`AlignTerms::on_staircase`].
+    pub fn on_staircase(self, staircase: Staircase) -> Self {
+        Self {
+            terms: self.terms.on_staircase(staircase),
+            ..self
+        }
+    }
 }
 
 impl AlignTerms {
@@ -164,7 +202,14 @@ impl AlignTerms {
                 ExitDropout::Never => 0.0,
                 ExitDropout::Late { independent, .. } => independent,
             },
+            staircase: Staircase::default(),
         }
+    }
+
+    /// Lets steps that exit dropout chose leave and go on as `staircase` says: where stage 2 is known
+    /// already, on its staircase.
+    pub fn on_staircase(self, staircase: Staircase) -> Self {
+        Self { staircase, ..self }
     }
 
     /// Names of the losses, the total first.
@@ -203,31 +248,37 @@ impl AlignTerms {
                     Correction::Never => None,
                     Correction::WhereWrong => Some(&lesson),
                 };
-                let (own, staircase) = (student.valid(), Staircase::default());
+                let (own, staircase) = (student.valid(), self.staircase);
                 let latents = own_inputs(&own, batch, rule, staircase, corrected).0;
                 let (rows, slots) = (batch.batch, batch.slots);
                 let plan = match exits {
-                    Some(_) => ExitPlan::from_exits(rows, slots, layers, staircase.landing, leaves),
+                    Some(_) => ExitPlan::from_exits(rows, slots, layers, staircase.landing, leaves)
+                        .with_entry_position(staircase.entry_position),
                     None => full,
                 };
                 (latents, plan)
             }
         };
         let inputs = staircase_inputs(student, batch, latents);
-        let pass = staircase_pass(student, None, inputs, &plan, KeyValueRule::Holes);
+        let key_values = self.staircase.key_values;
+        let pass = staircase_pass(student, None, inputs, &plan, key_values);
         let outcome = Outcome::new(student, pass, &lesson, batch, |row, slot| {
             plan.slot(row, slot).leave == layers
         });
 
         let weights = &self.weights;
+        let answer = outcome.answer_loss(student, batch);
+        let answer = weights.scale.of(answer, &batch.answer_weights, batch.batch);
         let mut parts = vec![
-            (weights.answer, outcome.answer_loss(student, batch)),
+            (weights.answer, answer),
             (weights.answer_alignment, outcome.answer_alignment(&lesson)),
             (weights.reasoning_alignment, outcome.reasoning_alignment()),
             (weights.read_out, outcome.read_out_loss(student)),
         ];
         if self.teacher.is_none() {
             let loss = next_token_loss(&student.backbone, chain, &batch.teacher);
+            let tokens = &batch.teacher.loss_weights;
+            let loss = weights.scale.of(loss, tokens, batch.batch);
             parts.push((weights.teacher, loss));
         }
         with_total(parts)

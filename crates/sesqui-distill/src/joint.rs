@@ -132,7 +132,9 @@ impl Joint {
         Self {
             student,
             shortcuts,
-            align: AlignTerms::new(teacher, &config.align),
+            // Steps that leave in stage 1's part leave on the staircase that stage 2's part trains.
+            align: AlignTerms::new(teacher, &config.align)
+                .on_staircase(config.shortcut.staircase()),
             shortcut: ShortcutTerms::new(teacher, &config.shortcut),
             names: names(config),
         }

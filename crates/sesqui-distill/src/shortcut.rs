@@ -14,7 +14,7 @@ use sesqui_shortcut::early_exit::{Composed, compute_term, early_exit_loss};
 use sesqui_shortcut::plan::Slot;
 use sesqui_shortcut::soft::{local_composition, slot_states, soft_pass};
 use sesqui_shortcut::walk::{ExitRule, SlotTrace};
-use sesqui_shortcut::{ExitPlan, KeyValueRule, Landing, Shortcuts, StaircasePass, staircase_pass};
+use sesqui_shortcut::{ExitPlan, KeyValueRule, Shortcuts, StaircasePass, staircase_pass};
 use sesqui_trainer::StepOutput;
 
 use crate::align::{learned, with_total};
@@ -27,8 +27,8 @@ use crate::student::{
 };
 
 pub use config::{
-    CompositionConfig, Leaving, ShortcutLoss, ShortcutStageConfig, StaircaseConfig, StudentInputs,
-    Trains,
+    CompositionConfig, EntryPositionChoice, Leaving, ShortcutLoss, ShortcutStageConfig,
+    StaircaseConfig, StudentInputs, Trains,
 };
 
 /// A student under stage 2.
@@ -186,10 +186,7 @@ impl ShortcutTerms {
         config: &StaircaseConfig,
     ) -> Tensor<1> {
         let layers = parts.student.backbone.layers.len();
-        let staircase = Staircase {
-            key_values: self.config.key_values,
-            landing: self.config.landing,
-        };
+        let staircase = self.config.staircase();
         let (student, walked) = (parts.student.valid(), parts.shortcuts.valid());
         let drawn = Exits::draw(batch, config, layers, self.exit_threshold);
         // Each router is a read from the device.
@@ -213,7 +210,7 @@ impl ShortcutTerms {
             },
         };
         let (latents, traces) = own_inputs(&student, batch, rule, staircase, None);
-        let plan = plan_of(&traces, layers, staircase.landing);
+        let plan = plan_of(&traces, layers, staircase);
         let inputs = staircase_inputs(parts.student, batch, latents);
         let pass = staircase_pass(
             parts.student,
@@ -351,7 +348,7 @@ impl Exits {
 }
 
 /// The plan that a walk turned out to follow.
-fn plan_of(traces: &[Vec<SlotTrace>], layers: usize, landing: Landing) -> ExitPlan {
+fn plan_of(traces: &[Vec<SlotTrace>], layers: usize, staircase: Staircase) -> ExitPlan {
     let rows = traces
         .iter()
         .map(|row| {
@@ -363,8 +360,8 @@ fn plan_of(traces: &[Vec<SlotTrace>], layers: usize, landing: Landing) -> ExitPl
                 .collect()
         })
         .collect();
-    match ExitPlan::from_rows(rows, layers, landing) {
-        Ok(plan) => plan,
+    match ExitPlan::from_rows(rows, layers, staircase.landing) {
+        Ok(plan) => plan.with_entry_position(staircase.entry_position),
         Err(error) => unreachable!("a walk keeps to the staircase: {error}"),
     }
 }

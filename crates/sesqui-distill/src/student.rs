@@ -5,7 +5,7 @@ use sesqui_kernels::cross_entropy;
 use sesqui_model::latent::LatentTransformer;
 use sesqui_model::{KvCache, Transformer};
 use sesqui_shortcut::walk::{ExitRule, Last, SlotTrace, Walk};
-use sesqui_shortcut::{KeyValueRule, Landing, StaircaseInputs, StaircasePass};
+use sesqui_shortcut::{EntryPosition, KeyValueRule, Landing, StaircaseInputs, StaircasePass};
 
 use crate::latent::{LatentBatch, SlotLabel};
 
@@ -97,7 +97,8 @@ pub fn own_inputs(
     let state = backbone.final_norm(hidden.narrow(1, question - 1, 1));
 
     let mut walk = Walk::new(student, cache, state, rule, staircase.key_values)
-        .with_landing(staircase.landing);
+        .with_landing(staircase.landing)
+        .with_entry_position(staircase.entry_position);
     let mut inputs = Vec::with_capacity(batch.slots);
     for slot in 0..batch.slots {
         if let Some(lesson) = corrected {
@@ -114,12 +115,14 @@ pub fn own_inputs(
 }
 
 /// What is settled about a staircase before any step is taken.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Staircase {
     /// What is seen of a latent step in layers that it did not run.
     pub key_values: KeyValueRule,
     /// Where a latent step goes on after one that left early.
     pub landing: Landing,
+    /// Whether it is given its learned position there.
+    pub entry_position: EntryPosition,
 }
 
 /// `states` `[batch, 1, d_model]` of output `output`, with the teacher's in place of wrong ones.

@@ -3,6 +3,8 @@
 //! Accuracy is measured in batches; time apart from it, at batch 1 unless told otherwise, after
 //! warm-up questions whose time is thrown away.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use sesqui_dataset::DatasetError;
 use sesqui_reason::PromptError;
@@ -31,6 +33,8 @@ pub struct EvaluationConfig {
     pub warm_up_questions: usize,
     /// Questions answered together when time is measured.
     pub timing_batch_size: usize,
+    /// How often each timed question is answered; the median of its times counts.
+    pub timing_rounds: usize,
 }
 
 impl Default for EvaluationConfig {
@@ -43,17 +47,25 @@ impl Default for EvaluationConfig {
             timing_questions: 50,
             warm_up_questions: 5,
             timing_batch_size: 1,
+            timing_rounds: 5,
         }
     }
 }
 
 impl EvaluationConfig {
+    /// Questions to answer in all over a task of `problems`: each for its score, some again for their
+    /// time and to warm up.
+    pub fn work(&self, problems: usize) -> usize {
+        problems + Plan::new(self, problems).work(self.timing_rounds)
+    }
+
     /// What is wrong with the numbers, if anything: the key and the reason.
     pub fn problem(&self) -> Option<(&'static str, String)> {
         [
             ("batch_size", self.batch_size),
             ("max_tokens", self.max_tokens),
             ("timing_batch_size", self.timing_batch_size),
+            ("timing_rounds", self.timing_rounds),
         ]
         .into_iter()
         .find(|(_, value)| *value == 0)
@@ -90,15 +102,32 @@ pub struct QuestionRow {
     /// Of these the ones inside layers while reasoning.
     #[serde(default)]
     pub reason_flops: f64,
+    /// Of the layer executions those that were made to decide when to stop.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub probe_layer_calls: usize,
+    /// Of the operations those that went into that.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub probe_flops: f64,
 }
 
-/// Mean milliseconds per question.
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+fn is_none(flops: &f64) -> bool {
+    *flops == 0.0
+}
+
+/// Milliseconds per question: the median over rounds, the mean over questions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timing {
     /// Questions answered together.
     pub batch_size: usize,
     /// Questions timed.
     pub questions: usize,
+    /// How often each was answered.
+    #[serde(default)]
+    pub rounds: usize,
     /// The prompt.
     pub prefill_ms: f64,
     /// From the end of the prompt to the first token of the answer.
@@ -166,8 +195,8 @@ impl Evaluation {
     }
 }
 
-/// Answers every question of `task` in batches, then times some. `progress` hears how many
-/// questions are done.
+/// Answers every question of `task` in batches, then times some. `progress` hears how many questions
+/// are done, of [`EvaluationConfig::work`].
 ///
 /// # Errors
 ///
@@ -208,63 +237,134 @@ pub fn evaluate(
                     .collect(),
                 flops: response.flops,
                 reason_flops: response.reason_flops,
+                probe_layer_calls: response.probe_layer_calls,
+                probe_flops: response.probe_flops,
             });
             traces.push(response.slots);
         }
         progress(rows.len());
     }
+    let answered = rows.len();
+    let timing = time(method, &task, config, &mut |done| progress(answered + done))?;
     Ok(Evaluation {
         rows,
         traces,
-        timing: time(method, &task, config)?,
+        timing,
     })
+}
+
+/// Questions that are answered together, to warm up and then for their time.
+struct Plan {
+    warm_up: Vec<Range<usize>>,
+    timed: Vec<Range<usize>>,
+}
+
+impl Plan {
+    /// Spread over the task, so that one length or source does not stand for all: to warm up too, since
+    /// another length takes other kernels and other memory. Empty where no question is timed.
+    fn new(config: &EvaluationConfig, problems: usize) -> Self {
+        let size = config.timing_batch_size;
+        let questions = config.timing_questions.min(problems);
+        let spread = |questions: usize| -> Vec<Range<usize>> {
+            let batches = questions.div_ceil(size);
+            (0..batches)
+                .map(|index| {
+                    let start = index * problems / batches;
+                    start..(start + size).min(problems)
+                })
+                .collect()
+        };
+        let warm_up = match questions {
+            0 => 0,
+            _ => config.warm_up_questions,
+        };
+        Self {
+            warm_up: spread(warm_up),
+            timed: spread(questions),
+        }
+    }
+
+    /// Questions answered, each time counted.
+    fn work(&self, rounds: usize) -> usize {
+        let count = |batches: &[Range<usize>]| batches.iter().map(|rows| rows.len()).sum::<usize>();
+        count(&self.warm_up) + rounds * count(&self.timed)
+    }
 }
 
 fn time(
     method: &dyn Method,
     task: &Task<'_>,
     config: &EvaluationConfig,
+    progress: &mut dyn FnMut(usize),
 ) -> Result<Timing, EvaluationError> {
-    let size = config.timing_batch_size;
-    let questions = config.timing_questions.min(task.problems.len());
-    if questions == 0 {
+    let Plan { warm_up, timed } = Plan::new(config, task.problems.len());
+    if timed.is_empty() {
         return Ok(Timing::default());
     }
-    // Spread over the task, so that one length or source does not stand for all.
-    let batches = questions.div_ceil(size);
-    let warm_up = config.warm_up_questions.div_ceil(size);
-    let mut timing = Timing {
-        batch_size: size,
-        ..Timing::default()
+    let mut done = 0;
+    let mut answer = |rows: &Range<usize>| {
+        let responses = respond(method, task, rows.clone())?;
+        done += rows.len();
+        progress(done);
+        Ok::<_, EvaluationError>(responses)
     };
-    for index in 0..warm_up + batches {
-        let start = index.saturating_sub(warm_up) * task.problems.len() / batches;
-        let end = (start + size).min(task.problems.len());
-        let responses = respond(method, task, start..end)?;
-        if index >= warm_up {
-            timing.questions += end - start;
-            timing.prefill_ms += 1e3 * responses.prefill.as_secs_f64();
-            timing.reason_ms += 1e3 * responses.reasoning.as_secs_f64();
-            timing.answer_ms += 1e3 * responses.answer.as_secs_f64();
+    for rows in &warm_up {
+        answer(rows)?;
+    }
+    // Round after round, so that a disturbance of the machine hits a question once at most.
+    let mut times = vec![[const { Vec::new() }; 3]; timed.len()];
+    for _ in 0..config.timing_rounds {
+        for (rows, phases) in timed.iter().zip(&mut times) {
+            let responses = answer(rows)?;
+            let spent = [responses.prefill, responses.reasoning, responses.answer];
+            for (phase, spent) in phases.iter_mut().zip(spent) {
+                phase.push(1e3 * spent.as_secs_f64());
+            }
         }
     }
-    let n = timing.questions as f64;
-    timing.prefill_ms /= n;
-    timing.reason_ms /= n;
-    timing.answer_ms /= n;
-    Ok(timing)
+    let questions: usize = timed.iter().map(|rows| rows.len()).sum();
+    let mut totals = [0.0; 3];
+    for phases in &mut times {
+        for (total, phase) in totals.iter_mut().zip(phases) {
+            *total += median(phase);
+        }
+    }
+    let [prefill_ms, reason_ms, answer_ms] = totals.map(|total| total / questions as f64);
+    Ok(Timing {
+        batch_size: config.timing_batch_size,
+        questions,
+        rounds: config.timing_rounds,
+        prefill_ms,
+        reason_ms,
+        answer_ms,
+    })
+}
+
+/// The middle of `times`, or the mean of the two in the middle; 0 where there are none.
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_unstable_by(f64::total_cmp);
+    let middle = times.len() / 2;
+    match times.len() {
+        0 => 0.0,
+        odd if odd % 2 == 1 => times[middle],
+        _ => f64::midpoint(times[middle - 1], times[middle]),
+    }
 }
 
 fn respond(
     method: &dyn Method,
     task: &Task<'_>,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
 ) -> Result<Responses, EvaluationError> {
     method
         .respond(&task.prompt(rows)?)
-        .map_err(|source| EvaluationError::Prompt {
-            dataset: task.dataset.to_owned(),
-            split: task.split.to_owned(),
-            source,
-        })
+        .map_err(|source| prompt_error(task, source))
+}
+
+pub(crate) fn prompt_error(task: &Task<'_>, source: PromptError) -> EvaluationError {
+    EvaluationError::Prompt {
+        dataset: task.dataset.to_owned(),
+        split: task.split.to_owned(),
+        source,
+    }
 }

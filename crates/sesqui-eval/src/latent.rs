@@ -7,14 +7,16 @@ use sesqui_model::flops::Flops;
 use sesqui_model::latent::SlotPositions;
 use sesqui_reason::refine::LayerRuns;
 use sesqui_reason::{
-    Calibrator, Decoding, LatentDecoded, LatentDecoding, LatentRow, Prompt, PromptError,
-    References, RefineConfig, Refinement, latent, latent_refined, observe,
+    Calibrator, Decoding, HaltConfig, HaltTrace, Halting, LatentDecoded, LatentDecoding, LatentRow,
+    Prompt, PromptError, References, RefineConfig, Refinement, latent, latent_halting,
+    latent_refined, observe,
 };
-use sesqui_shortcut::{ExitRule, KeyValueRule, Landing};
+use sesqui_shortcut::{EntryPosition, ExitRule, HostStepHead, KeyValueRule, Landing, SlotTrace};
 
 use crate::method::{Method, Response, Responses};
 
 /// Latent steps, then greedy decoding of the answer.
+#[derive(Clone)]
 pub struct LatentMethod<'a> {
     /// The model, without autodiff.
     pub model: &'a LatentTransformer,
@@ -32,8 +34,12 @@ pub struct LatentMethod<'a> {
     pub key_values: KeyValueRule,
     /// Where a step goes on after one that left early.
     pub landing: Landing,
+    /// Whether it is given its learned position there.
+    pub entry_position: EntryPosition,
     /// What is done to latents before they are fed.
     pub refinement: Option<Refinement<'a>>,
+    /// When reasoning stops before its last step, and the head that may be asked.
+    pub halt: (&'a HaltConfig, Option<&'a HostStepHead>),
     /// The tokens that open the answer.
     pub answer_start: &'a [u32],
     /// When the answer ends.
@@ -56,6 +62,19 @@ impl LatentMethod<'_> {
         let plan = self.plan(prompt);
         let (model, rule, key_values, device) =
             (self.model, self.rule, self.key_values, self.device);
+        let (config, head) = self.halt;
+        if !config.is_never() {
+            let answer_after = self.answer_after(prompt);
+            let halting = Halting {
+                config,
+                head,
+                answer_after: &answer_after,
+            };
+            let refinement = self.refinement.as_ref();
+            return latent_halting(
+                model, rule, key_values, prompt, &plan, refinement, &halting, device,
+            );
+        }
         match &self.refinement {
             None => latent(model, rule, key_values, prompt, &plan, device),
             Some(refinement) => {
@@ -107,8 +126,21 @@ impl LatentMethod<'_> {
                 .collect(),
             answer_start: self.answer_start,
             landing: self.landing,
+            entry_position: self.entry_position,
             decoding: self.decoding,
         }
+    }
+
+    /// For each row where its answer stands after 1, 2, … steps.
+    fn answer_after(&self, prompt: &Prompt) -> Vec<Vec<i32>> {
+        let after = |start: i32, steps: usize| {
+            let slots = steps.max(self.trained_latents);
+            self.positions.answer_position(start, slots)
+        };
+        let starts = prompt.next_position.iter();
+        starts
+            .map(|&start| (1..=self.latent_steps).map(|n| after(start, n)).collect())
+            .collect()
     }
 
     /// What came of `prompt`, and what it cost.
@@ -130,61 +162,125 @@ impl LatentMethod<'_> {
     fn response(&self, row: LatentRow, asked: usize) -> Response {
         let config = self.model.backbone.config();
         let flops = Flops::new(config, self.model.backbone.vocabulary());
+        let opening = self.answer_start.len();
+        // Tokens of an answer that are fed, and how many were chosen to that end.
+        let whole = |tokens: &[u32]| (tokens.len(), tokens.len() - opening + 1);
+
+        let mut cost = Cost::default();
+        let mut latent_steps = row.slots.len();
+        let mut layer_calls = calls(&row.slots);
+        match &row.halt {
+            HaltTrace::Samples(trace) => {
+                latent_steps = trace.trajectories.iter().map(Vec::len).sum();
+                layer_calls = trace.trajectories.iter().map(|slots| calls(slots)).sum();
+                for (sample, slots) in trace.trajectories.iter().enumerate() {
+                    let rounds = trace.rounds.iter().map(|round| {
+                        let (fed, chosen) = whole(&round.answers[sample].tokens);
+                        Ask {
+                            after: round.after,
+                            fed,
+                            chosen,
+                            decides: round.decides,
+                        }
+                    });
+                    self.trajectory(asked, slots, &rounds.collect::<Vec<_>>(), &mut cost);
+                }
+            }
+            halt => {
+                let mut asks: Vec<Ask> = match halt {
+                    HaltTrace::Probes(probes) => probes
+                        .iter()
+                        .map(|probe| Ask {
+                            after: probe.after,
+                            fed: opening,
+                            chosen: 1,
+                            decides: true,
+                        })
+                        .collect(),
+                    _ => Vec::new(),
+                };
+                let (fed, chosen) = whole(&row.tokens);
+                asks.push(Ask {
+                    after: row.slots.len(),
+                    fed,
+                    chosen,
+                    decides: false,
+                });
+                self.trajectory(asked, &row.slots, &asks, &mut cost);
+            }
+        }
+        if let (HaltTrace::Predicted { .. }, (_, Some(head))) = (&row.halt, self.halt) {
+            cost.probe_around += head.flops();
+        }
+
+        // The strong and the weak model of refinement have the student's shape.
+        let ran = |runs: LayerRuns| runs.calls as f64 * flops.layer() + flops.attention(runs.keys);
+        let beside = row.auxiliary;
+        cost.reasoning += ran(beside.latents) + ran(beside.backward);
+        cost.around += beside.mapped as f64 * self.model.feedback.as_ref().map_or(0.0, product);
+        cost.around += (4 * config.d_model * beside.projected) as f64;
+        let questions = flops.layers(0, asked) + ran(beside.question);
+
+        let reason_flops = cost.reasoning + cost.probes;
+        Response {
+            latent_steps,
+            layer_calls: layer_calls + beside.latents.calls + cost.probe_calls,
+            flops: questions + reason_flops + cost.answer + cost.around + cost.probe_around,
+            reason_flops,
+            probe_layer_calls: cost.probe_calls,
+            probe_flops: cost.probes + cost.probe_around,
+            tokens: row.tokens,
+            slots: row.slots,
+        }
+    }
+
+    /// Adds what `slots` after a question of `asked` tokens ran, and what was asked of them on the way and
+    /// at the end.
+    fn trajectory(&self, asked: usize, slots: &[SlotTrace], asks: &[Ask], cost: &mut Cost) {
+        let config = self.model.backbone.config();
+        let flops = Flops::new(config, self.model.backbone.vocabulary());
         let key_values = 2.0 * config.d_model as f64;
         let key_values = key_values * (2 * config.key_value_heads() * config.d_head()) as f64;
-
         // Entries of the question and of the slots so far that each layer holds.
         let mut held = vec![asked; config.layers];
         let run = |held: &mut usize| {
             *held += 1;
             flops.layer() + flops.attention(*held)
         };
-        let (mut reasoning, mut between) = (0.0, 0.0);
         let mut left = config.layers;
-        for slot in &row.slots {
+        for (index, slot) in slots.iter().enumerate() {
             let ran = &mut held[slot.enter..slot.leave];
-            reasoning += ran.iter_mut().map(run).sum::<f64>();
+            cost.reasoning += ran.iter_mut().map(run).sum::<f64>();
             if self.key_values == KeyValueRule::Fill {
                 for held in &mut held[slot.leave..] {
                     *held += 1;
-                    reasoning += key_values;
+                    cost.reasoning += key_values;
                 }
             }
-            between += self.between(slot.enter, left);
-            between += slot
+            cost.around += self.between(slot.enter, left);
+            cost.around += slot
                 .weights
                 .iter()
                 .map(|&(boundary, _)| self.router(boundary))
                 .sum::<f64>();
             left = slot.leave;
-        }
-        let mut answer = 0.0;
-        for _ in &row.tokens {
-            answer += held.iter_mut().map(run).sum::<f64>();
-        }
-        let chosen = row.tokens.len() - self.answer_start.len() + 1;
-        let heads = flops.head() * chosen as f64;
-
-        // The strong and the weak model of refinement have the student's shape.
-        let ran = |runs: LayerRuns| runs.calls as f64 * flops.layer() + flops.attention(runs.keys);
-        let beside = row.auxiliary;
-        reasoning += ran(beside.latents) + ran(beside.backward);
-        between += beside.mapped as f64 * self.model.feedback.as_ref().map_or(0.0, product);
-        between += (4 * config.d_model * beside.projected) as f64;
-        let questions = flops.layers(0, asked) + ran(beside.question);
-
-        let layer_calls = row
-            .slots
-            .iter()
-            .map(|slot| slot.layer_calls())
-            .sum::<usize>();
-        Response {
-            latent_steps: row.slots.len(),
-            layer_calls: layer_calls + beside.latents.calls,
-            flops: questions + reasoning + between + answer + heads,
-            reason_flops: reasoning,
-            tokens: row.tokens,
-            slots: row.slots,
+            for ask in asks.iter().filter(|ask| ask.after == index + 1) {
+                // In a copy of the cache.
+                let mut held = held.clone();
+                let mut layers = 0.0;
+                for _ in 0..ask.fed {
+                    layers += held.iter_mut().map(run).sum::<f64>();
+                }
+                let heads = flops.head() * ask.chosen as f64;
+                if ask.decides {
+                    cost.probes += layers;
+                    cost.probe_around += heads;
+                    cost.probe_calls += ask.fed * config.layers;
+                } else {
+                    cost.answer += layers;
+                    cost.around += heads;
+                }
+            }
         }
     }
 
@@ -207,6 +303,35 @@ impl LatentMethod<'_> {
             router.hidden.as_ref().map_or(0.0, product) + product(&router.output)
         })
     }
+}
+
+/// Tokens run to see what the answer would be, or to give it.
+struct Ask {
+    /// Latent steps before.
+    after: usize,
+    /// Tokens that were fed.
+    fed: usize,
+    /// How often the head was asked for the next one.
+    chosen: usize,
+    /// Whether it was to decide about going on, which counts as reasoning.
+    decides: bool,
+}
+
+/// Operations, but for the question's own; layers while reasoning, of probes, of the answer; and what is
+/// beside layers: heads, routers, adapters, feedback maps, apart for probes.
+#[derive(Default)]
+struct Cost {
+    reasoning: f64,
+    probes: f64,
+    answer: f64,
+    around: f64,
+    probe_around: f64,
+    /// Layer executions of probes.
+    probe_calls: usize,
+}
+
+fn calls(slots: &[SlotTrace]) -> usize {
+    slots.iter().map(SlotTrace::layer_calls).sum()
 }
 
 /// Operations of one matrix-vector product.

@@ -1,11 +1,12 @@
 //! Measuring: right answers, their interval, and what they cost.
 //!
 //! In here: tasks (problems with their encoding), methods of answering behind one trait, scoring,
-//! statistics, and the timing protocol.
+//! statistics, the timing protocol, and how many latent steps a question needs.
 //!
 //! Must never be in here: how a model was trained; printing.
 
 pub mod answer;
+pub mod enumerate;
 pub mod evaluate;
 pub mod latent;
 pub mod method;
@@ -13,6 +14,7 @@ pub mod paired;
 pub mod statistics;
 pub mod task;
 
+pub use enumerate::{Enumerated, enumerate};
 pub use evaluate::{Evaluation, EvaluationConfig, EvaluationError, QuestionRow, Timing, evaluate};
 pub use latent::LatentMethod;
 pub use method::{Method, Response, Responses, TokenDecoding};

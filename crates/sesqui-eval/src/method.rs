@@ -13,18 +13,22 @@ use sesqui_shortcut::SlotTrace;
 pub struct Response {
     /// Generated token ids: reasoning, if it is in words, then the answer.
     pub tokens: Vec<u32>,
-    /// Latent steps applied.
+    /// Latent steps applied, those of all trajectories where there are several.
     pub latent_steps: usize,
-    /// Layer executions while reasoning, those of models that refine latents included: one layer at one
-    /// position is one.
+    /// Layer executions while reasoning, those of models that refine latents and of looks at the answer
+    /// included: one layer at one position is one.
     pub layer_calls: usize,
-    /// What each latent step ran; empty for reasoning in words.
+    /// What each latent step ran, of the trajectory that answers; empty for reasoning in words.
     pub slots: Vec<SlotTrace>,
     /// Floating-point operations, prompt, reasoning and answer, head and attention included.
     pub flops: f64,
     /// Of these what System-1.5 Reasoning counts (arXiv 2505.18962, appendix B): dot products and
     /// matrix-vector products inside the layers, reasoning only.
     pub reason_flops: f64,
+    /// Of `layer_calls` those that were made to decide when to stop.
+    pub probe_layer_calls: usize,
+    /// Of `flops` those that went into that, heads included.
+    pub probe_flops: f64,
 }
 
 /// What a batch got back.
@@ -84,6 +88,8 @@ impl Method for TokenDecoding<'_> {
                 slots: Vec::new(),
                 reason_flops: flops.layers(asked, asked + reasoning),
                 flops: flops.layers(0, asked + generated) + flops.head() * (generated + 1) as f64,
+                probe_layer_calls: 0,
+                probe_flops: 0.0,
                 tokens: row.tokens,
             });
         }

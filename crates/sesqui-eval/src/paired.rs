@@ -226,6 +226,8 @@ mod tests {
             slots: Vec::new(),
             flops: 0.0,
             reason_flops: 0.0,
+            probe_layer_calls: 0,
+            probe_flops: 0.0,
         }
     }
 

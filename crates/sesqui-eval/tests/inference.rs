@@ -16,6 +16,8 @@ mod costs;
 mod decoding;
 #[path = "inference/directions.rs"]
 mod directions;
+#[path = "inference/halting.rs"]
+mod halting;
 #[path = "inference/latent.rs"]
 mod latent;
 #[path = "inference/loss.rs"]

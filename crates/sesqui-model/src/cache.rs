@@ -86,6 +86,19 @@ impl KvCache {
         self.layers.iter().map(seen).collect()
     }
 
+    /// A copy of `rows`, in this order, the same row more than once where it is named so, with room for
+    /// `more` entries in each layer. Whatever is stored in it leaves this cache as it is.
+    ///
+    /// # Panics
+    ///
+    /// If there are no rows, or one that is not there.
+    pub fn fork(&self, rows: &[usize], more: usize, device: &Device) -> Self {
+        let layers = self.layers.iter();
+        Self {
+            layers: layers.map(|layer| layer.fork(rows, more, device)).collect(),
+        }
+    }
+
     /// Number of rows.
     pub fn batch(&self) -> usize {
         self.layers.first().map_or(0, |layer| layer.visible.len())
@@ -122,6 +135,35 @@ impl LayerCache {
     /// Whether nothing was appended yet.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    fn fork(&self, rows: &[usize], more: usize, device: &Device) -> Self {
+        let length = self.len();
+        let all = rows.iter().copied().eq(0..self.visible.len());
+        let order: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+        let copy = |stored: &Tensor<4>| {
+            // Rows before columns, as in `entries`.
+            let taken = match all {
+                true => stored.clone(),
+                false => {
+                    let order = Tensor::<1, Int>::from_data(order.as_slice(), device);
+                    stored.clone().select(0, order)
+                }
+            };
+            let [batch, heads, _, d_head] = taken.dims();
+            let held = taken.narrow(2, 0, length);
+            if more == 0 {
+                return held;
+            }
+            let free = Tensor::zeros([batch, heads, more, d_head], device);
+            Tensor::cat(vec![held, free], 2)
+        };
+        let stored = self.stored.as_ref();
+        Self {
+            stored: stored.map(|(keys, values)| (copy(keys), copy(values))),
+            capacity: length + more,
+            visible: rows.iter().map(|&row| self.visible[row].clone()).collect(),
+        }
     }
 
     fn visibility(&self, real: &[bool], device: &Device) -> Visibility {

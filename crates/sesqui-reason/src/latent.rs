@@ -3,10 +3,13 @@
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
-use sesqui_model::LatentTransformer;
-use sesqui_shortcut::{ExitRule, KeyValueRule, Landing, Last, SlotTrace, Walk};
+use sesqui_model::{KvCache, LatentTransformer, Transformer};
+use sesqui_shortcut::{
+    EntryPosition, ExitRule, Handed, KeyValueRule, Landing, Last, SlotTrace, Walk,
+};
 
-use crate::decode::{Decoding, feed, go_on, prefill, read_argmax};
+use crate::decode::{DecodedRow, Decoding, feed, go_on, prefill, read_argmax};
+use crate::halt::{HaltConfig, HaltTrace, Halter, Halting, sampled};
 use crate::prompt::{Prompt, PromptError};
 use crate::refine::{AuxiliaryWork, Calibrator, References, RefineConfig, Refinement, Refiner};
 
@@ -24,6 +27,8 @@ pub struct LatentDecoding<'a> {
     pub answer_start: &'a [u32],
     /// Where a slot goes on after one that left early.
     pub landing: Landing,
+    /// Whether it is given its learned position there.
+    pub entry_position: EntryPosition,
     /// When the answer ends; tokens of `answer_start` do not count.
     pub decoding: Decoding,
 }
@@ -40,11 +45,26 @@ pub struct LatentDecoded {
     /// Time from there to the end.
     pub answer: Duration,
     /// States after the final norm, `[batch, 1, d_model]` each: of the prompt's last column, then
-    /// after every slot; but for the last as they were fed, refined. A row that left its slot early keeps
-    /// its older state there.
+    /// after every slot; but for the last as they were fed, refined. A row that left its slot early, or
+    /// takes no more, keeps its older state there.
     pub states: Vec<Tensor<3>>,
     /// All of [`LatentDecoded::states`] but the last as they were before refinement; empty without.
     pub unrefined: Vec<Tensor<3>>,
+    /// For each slot the states with which rows left it early.
+    pub handed: Vec<Vec<Handed>>,
+    /// How often the steps read from the device, those of refinement apart.
+    pub reads: usize,
+}
+
+impl LatentDecoded {
+    /// The state `[1, 1, d_model]` with which `row` left `slot` early, before any norm; none where it ran
+    /// to the top.
+    pub fn handed_on(&self, row: usize, slot: usize) -> Option<Tensor<3>> {
+        self.handed.get(slot)?.iter().find_map(|handed| {
+            let index = handed.rows.iter().position(|&other| other == row)?;
+            Some(handed.states.clone().narrow(0, index, 1))
+        })
+    }
 }
 
 /// What one row did.
@@ -54,10 +74,12 @@ pub struct LatentRow {
     pub tokens: Vec<u32>,
     /// Whether the stop token came, rather than a limit.
     pub stopped: bool,
-    /// One entry per latent step.
+    /// One entry per latent step; of several trajectories those of the one that answers.
     pub slots: Vec<SlotTrace>,
     /// What refinement ran for it.
     pub auxiliary: AuxiliaryWork,
+    /// How it was decided when it stops.
+    pub halt: HaltTrace,
 }
 
 /// Runs the prompt, then latent steps, then decodes the answer greedily, all rows in step.
@@ -82,6 +104,7 @@ pub fn latent(
         prompt,
         plan,
         &mut Refiner::idle(model),
+        None,
         device,
     )
 }
@@ -103,7 +126,64 @@ pub fn latent_refined(
     device: &Device,
 ) -> Result<LatentDecoded, PromptError> {
     let mut refiner = Refiner::new(model, refinement)?;
-    run(model, rule, key_values, prompt, plan, &mut refiner, device)
+    run(
+        model,
+        rule,
+        key_values,
+        prompt,
+        plan,
+        &mut refiner,
+        None,
+        device,
+    )
+}
+
+/// As [`latent`], or with a refinement as [`latent_refined`], where rows stop as `halting` says. A row that
+/// has stopped costs nothing more until its answer. What is run to decide counts as reasoning.
+///
+/// # Errors
+///
+/// As those two, and when `halting` does not fit: a number out of range, no head, positions that are
+/// missing; several trajectories with a refinement.
+pub fn latent_halting(
+    model: &LatentTransformer,
+    rule: ExitRule<'_>,
+    key_values: KeyValueRule,
+    prompt: &Prompt,
+    plan: &LatentDecoding<'_>,
+    refinement: Option<&Refinement<'_>>,
+    halting: &Halting<'_>,
+    device: &Device,
+) -> Result<LatentDecoded, PromptError> {
+    let backbone = &model.backbone;
+    let (context, vocabulary) = (backbone.config().context, backbone.vocabulary());
+    halting.validate(plan, prompt.batch, (context, vocabulary))?;
+    if let HaltConfig::Samples(samples) = halting.config {
+        if refinement.is_some() {
+            return Err(PromptError::Halting(
+                "samples cannot be refined; leave out one of the two".to_owned(),
+            ));
+        }
+        check(model, &rule, prompt, plan)?;
+        let halting = (halting, samples);
+        return Ok(sampled(
+            model, rule, key_values, prompt, plan, halting, device,
+        ));
+    }
+    let mut refiner = match refinement {
+        Some(refinement) => Refiner::new(model, refinement)?,
+        None => Refiner::idle(model),
+    };
+    run(
+        model,
+        rule,
+        key_values,
+        prompt,
+        plan,
+        &mut refiner,
+        Some(halting),
+        device,
+    )
 }
 
 /// Gives `calibrator` the differences `strong - weak` at every latent that `config` would move, on
@@ -130,7 +210,16 @@ pub fn observe(
         },
         ..plan.clone()
     };
-    run(model, rule, key_values, prompt, &plan, &mut refiner, device)?;
+    run(
+        model,
+        rule,
+        key_values,
+        prompt,
+        &plan,
+        &mut refiner,
+        None,
+        device,
+    )?;
     refiner.report(calibrator);
     Ok(())
 }
@@ -142,12 +231,11 @@ fn run(
     prompt: &Prompt,
     plan: &LatentDecoding<'_>,
     refiner: &mut Refiner<'_>,
+    halting: Option<&Halting<'_>>,
     device: &Device,
 ) -> Result<LatentDecoded, PromptError> {
     let backbone = &model.backbone;
-    prompt.validate(backbone.vocabulary(), backbone.config().context)?;
-    plan.validate(prompt.batch, model)?;
-    check_shortcuts(&rule, backbone.layers.len())?;
+    check(model, &rule, prompt, plan)?;
     refiner.validate(prompt)?;
 
     let clock = Instant::now();
@@ -160,43 +248,52 @@ fn run(
     let prefill = clock.elapsed();
 
     let clock = Instant::now();
-    let mut walk = Walk::new(model, cache, states, rule, key_values).with_landing(plan.landing);
+    let mut walk = Walk::new(model, cache, states, rule, key_values)
+        .with_landing(plan.landing)
+        .with_entry_position(plan.entry_position);
+    let mut halter = Halter::new(halting, plan, &walk);
     for slot in 0..plan.latent_steps {
+        if walk.is_over() {
+            break;
+        }
         let positions: Vec<i32> = plan.slot_positions.iter().map(|row| row[slot]).collect();
         let last = slot + 1 == plan.latent_steps;
         refiner.refine(&mut walk, slot, &positions, last);
-        walk.step(&positions, Last::All(last));
+        match halter.last(slot, last) {
+            Some(rows) => walk.step(&positions, Last::Rows(&rows)),
+            None => walk.step(&positions, Last::All(last)),
+        }
+        if !last {
+            halter.after(slot, &mut walk, plan.answer_start);
+        }
     }
     let mut states = walk.inputs().to_vec();
-    let mut last = walk.states();
+    let last = walk.states();
     states.push(last.clone());
+    let (handed, reads) = (walk.handed().to_vec(), walk.reads());
     let (mut cache, slots) = walk.into_parts();
     finish_pending(device);
     let reasoning = clock.elapsed();
 
     let clock = Instant::now();
-    if opening > 0 {
-        let ids: Vec<i32> = plan.answer_start.iter().map(|&id| id as i32).collect();
-        let positions = plan.answer_position.iter();
-        let positions: Vec<i32> = positions
-            .flat_map(|&first| (first..).take(opening))
-            .collect();
-        let real = vec![true; positions.len()];
-        let ids = ids.repeat(prompt.batch);
-        last = feed(backbone, &mut cache, ids, positions, &real, device);
-    }
-    let next = read_argmax(backbone, last);
-    let first = plan.answer_position.iter();
-    let first: Vec<i32> = first.map(|&first| first + opening as i32).collect();
-    let (answers, _) = go_on(backbone, &mut cache, next, &first, plan.decoding, device);
+    let positions: Vec<i32> = match halting {
+        None => plan.answer_position.clone(),
+        Some(halting) => {
+            let rows = halting.answer_after.iter().zip(&slots);
+            rows.map(|(after, slots)| after[slots.len() - 1]).collect()
+        }
+    };
+    let answers = answers(backbone, &mut cache, last, plan, &positions, device);
     let answer = clock.elapsed();
     let (auxiliary, unrefined) = refiner.take_record();
-    let rows = answers.into_iter().zip(slots).zip(auxiliary);
-    let rows = rows.map(|((answer, slots), auxiliary)| LatentRow {
+    let halts = halter.into_traces(slots.len());
+    let rows = answers.into_iter().zip(slots).zip(auxiliary).zip(halts);
+    let rows = rows.map(|(((answer, slots), auxiliary), halt)| LatentRow {
         tokens: [plan.answer_start, &answer.tokens].concat(),
         stopped: answer.stopped,
         slots,
         auxiliary,
+        halt,
     });
     Ok(LatentDecoded {
         rows: rows.collect(),
@@ -205,11 +302,51 @@ fn run(
         answer,
         states,
         unrefined,
+        handed,
+        reads,
     })
 }
 
+/// The answers of all rows of `cache`, opening tokens left out, of which the first stands at `positions`;
+/// `states` `[batch, 1, d_model]` are those of the last slot after the final norm.
+pub(crate) fn answers(
+    backbone: &Transformer,
+    cache: &mut KvCache,
+    mut states: Tensor<3>,
+    plan: &LatentDecoding<'_>,
+    positions: &[i32],
+    device: &Device,
+) -> Vec<DecodedRow> {
+    let opening = plan.answer_start.len();
+    if opening > 0 {
+        let ids: Vec<i32> = plan.answer_start.iter().map(|&id| id as i32).collect();
+        let at = positions.iter();
+        let at: Vec<i32> = at.flat_map(|&first| (first..).take(opening)).collect();
+        let real = vec![true; at.len()];
+        let ids = ids.repeat(positions.len());
+        states = feed(backbone, cache, ids, at, &real, device);
+    }
+    let next = read_argmax(backbone, states);
+    let first = positions.iter().map(|&first| first + opening as i32);
+    let first: Vec<i32> = first.collect();
+    go_on(backbone, cache, next, &first, plan.decoding, device).0
+}
+
+/// Checks prompt, plan and shortcuts against the model.
+fn check(
+    model: &LatentTransformer,
+    rule: &ExitRule<'_>,
+    prompt: &Prompt,
+    plan: &LatentDecoding<'_>,
+) -> Result<(), PromptError> {
+    let backbone = &model.backbone;
+    prompt.validate(backbone.vocabulary(), backbone.config().context)?;
+    plan.validate(prompt.batch, model)?;
+    check_shortcuts(rule, backbone.layers.len())
+}
+
 /// Waits for the device, so that phases can be told apart.
-fn finish_pending(device: &Device) {
+pub(crate) fn finish_pending(device: &Device) {
     // A device that failed here fails in the read that follows as well.
     let _ = device.sync();
 }

@@ -16,7 +16,7 @@ use std::mem::take;
 
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use sesqui_model::LatentTransformer;
-use sesqui_shortcut::{SlotTrace, Walk};
+use sesqui_shortcut::Walk;
 
 pub use auxiliary::{AuxiliaryWork, LayerRuns, References};
 pub(crate) use calibrate::norm;
@@ -209,9 +209,8 @@ impl<'a> Refiner<'a> {
         if self.residual.is_none() && self.search.is_none() {
             return;
         }
-        let layers = self.model.backbone.layers.len();
-        let waits = |row: &Vec<SlotTrace>| row.last().is_some_and(|slot| slot.leave < layers);
-        let bottom: Vec<bool> = walk.slots().iter().map(|row| !waits(row)).collect();
+        let enters = |row: usize| walk.at_top(row) && !walk.has_stopped(row);
+        let bottom: Vec<bool> = (0..walk.slots().len()).map(enters).collect();
         let raw = walk.states();
         self.unrefined.push(raw.clone());
         if !bottom.contains(&true) {

@@ -4,7 +4,7 @@ use burn::tensor::{Bool, Int, Tensor, TensorData};
 use sesqui_model::{LatentTransformer, SequenceContext, Visibility};
 
 use crate::config::KeyValueRule;
-use crate::plan::{ExitPlan, Slot};
+use crate::plan::{EntryPosition, ExitPlan, Slot};
 use crate::shortcuts::Shortcuts;
 
 /// A batch of sequences with latent steps in the same columns of all rows.
@@ -38,8 +38,8 @@ pub struct StaircasePass {
 /// Runs all columns at once, each slot through its own layers only.
 ///
 /// Before layer `l`, slots that enter there take over the state of the slot before, through the
-/// adapter of the boundary at which that one left (without shortcuts as it is), plus their own
-/// learned position. A slot is then computed, and seen by later columns, in the layers that it runs;
+/// adapter of the boundary at which that one left (without shortcuts as it is), plus, if the plan says
+/// so, their own learned position. A slot is then computed, and seen by later columns, in the layers that it runs;
 /// `key_values` adds what is seen above. Columns that are no slots run every layer.
 ///
 /// A full plan without pads gives the same bits as [`sesqui_model::Transformer::run_layers`].
@@ -135,8 +135,13 @@ impl Stairs<'_> {
                 }
                 None => left,
             };
-            let positions = self.positions.clone().narrow(1, first + 1, others);
-            let entered = self.model.backbone.with_positions(adapted, positions);
+            let entered = match self.plan.entry_position() {
+                EntryPosition::EveryEntry => {
+                    let positions = self.positions.clone().narrow(1, first + 1, others);
+                    self.model.backbone.with_positions(adapted, positions)
+                }
+                EntryPosition::CycleStart => adapted,
+            };
             let entering = mask(entering, &entered);
             let waiting = hidden.clone().narrow(1, first + 1, others);
             hidden = hidden.slice_assign(

@@ -47,6 +47,19 @@ impl Landing {
     }
 }
 
+/// Whether a slot that enters above the bottom is given a learned position embedding there, in families
+/// that have one (D4). Without effect on rotary positions, which act inside the layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EntryPosition {
+    /// Yes: that of its own position id, on top of what the state handed on has from where its cycle
+    /// began.
+    #[default]
+    EveryEntry,
+    /// No: a learned position is added where a cycle begins, and nowhere else, as in Eq. 5.
+    CycleStart,
+}
+
 /// The boundaries between which one slot runs layers `enter..leave`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
@@ -73,6 +86,7 @@ pub struct ExitPlan {
     slots: usize,
     layers: usize,
     landing: Landing,
+    entry_position: EntryPosition,
 }
 
 /// Rows that are no staircase.
@@ -156,6 +170,7 @@ impl ExitPlan {
             slots,
             layers,
             landing,
+            entry_position: EntryPosition::default(),
         }
     }
 
@@ -209,7 +224,16 @@ impl ExitPlan {
             slots,
             layers,
             landing,
+            entry_position: EntryPosition::default(),
         })
+    }
+
+    /// The same boundaries, with `entry_position` for slots that enter above the bottom.
+    pub fn with_entry_position(self, entry_position: EntryPosition) -> Self {
+        Self {
+            entry_position,
+            ..self
+        }
     }
 
     /// Number of rows.
@@ -230,6 +254,11 @@ impl ExitPlan {
     /// Where slots go on after an exit.
     pub fn landing(&self) -> Landing {
         self.landing
+    }
+
+    /// What is added to slots that enter above the bottom.
+    pub fn entry_position(&self) -> EntryPosition {
+        self.entry_position
     }
 
     /// Slot `slot` of `row`, both from 0.

@@ -45,9 +45,7 @@ impl Router {
 
     /// Logits `[batch, seq, 1]` of states `[batch, seq, d_model]`.
     pub fn logits(&self, states: Tensor<3>) -> Tensor<3> {
-        let centred = states.clone() - states.mean_dim(2);
-        let variance = (centred.clone() * centred.clone()).mean_dim(2);
-        let normed = centred / variance.add_scalar(EPSILON).sqrt();
+        let normed = normalised(states);
         let features = match &self.hidden {
             Some(hidden) => relu(hidden.forward(normed)),
             None => normed,
@@ -63,28 +61,32 @@ impl Router {
     /// The same gate for states that were read to the host: at these sizes a dozen operations on a
     /// device cost more than the read that has to follow them anyway.
     pub fn on_host(&self) -> HostRouter {
-        let values = |tensor: Tensor<1>| -> Vec<f32> { tensor.into_data().iter::<f32>().collect() };
-        let map = |linear: &Linear| {
-            let [inputs, outputs] = linear.weight.dims();
-            HostLinear {
-                inputs,
-                weight: values(linear.weight.val().transpose().reshape([inputs * outputs])),
-                bias: match &linear.bias {
-                    Some(bias) => values(bias.val()),
-                    None => vec![0.0; outputs],
-                },
-            }
-        };
-        HostRouter {
-            hidden: self.hidden.as_ref().map(map),
-            output: map(&self.output),
-        }
+        HostRouter(HostGate::new(self.hidden.as_ref(), &self.output))
     }
+}
+
+/// States `[batch, seq, d_model]` with mean 0 and variance 1.
+pub(crate) fn normalised(states: Tensor<3>) -> Tensor<3> {
+    let centred = states.clone() - states.mean_dim(2);
+    let variance = (centred.clone() * centred.clone()).mean_dim(2);
+    centred / variance.add_scalar(EPSILON).sqrt()
 }
 
 /// A [`Router`] whose weights are on the host.
 #[derive(Clone, Debug)]
-pub struct HostRouter {
+pub struct HostRouter(HostGate);
+
+impl HostRouter {
+    /// `w` of one state of `d_model` values.
+    pub fn weight(&self, state: &[f32]) -> f32 {
+        let logit = self.0.logits(state)[0];
+        1.0 / (1.0 + (-logit).exp())
+    }
+}
+
+/// A linear map of a normalised state, with a hidden layer or without, on the host.
+#[derive(Clone, Debug)]
+pub(crate) struct HostGate {
     hidden: Option<HostLinear>,
     output: HostLinear,
 }
@@ -98,6 +100,19 @@ struct HostLinear {
 }
 
 impl HostLinear {
+    fn new(linear: &Linear) -> Self {
+        let values = |tensor: Tensor<1>| -> Vec<f32> { tensor.into_data().iter::<f32>().collect() };
+        let [inputs, outputs] = linear.weight.dims();
+        Self {
+            inputs,
+            weight: values(linear.weight.val().transpose().reshape([inputs * outputs])),
+            bias: match &linear.bias {
+                Some(bias) => values(bias.val()),
+                None => vec![0.0; outputs],
+            },
+        }
+    }
+
     fn forward(&self, input: &[f32]) -> Vec<f32> {
         self.weight
             .chunks_exact(self.inputs)
@@ -107,9 +122,16 @@ impl HostLinear {
     }
 }
 
-impl HostRouter {
-    /// `w` of one state of `d_model` values.
-    pub fn weight(&self, state: &[f32]) -> f32 {
+impl HostGate {
+    pub(crate) fn new(hidden: Option<&Linear>, output: &Linear) -> Self {
+        Self {
+            hidden: hidden.map(HostLinear::new),
+            output: HostLinear::new(output),
+        }
+    }
+
+    /// One value for each output.
+    pub(crate) fn logits(&self, state: &[f32]) -> Vec<f32> {
         let n = state.len() as f32;
         let mean = state.iter().sum::<f32>() / n;
         let centred: Vec<f32> = state.iter().map(|value| value - mean).collect();
@@ -126,8 +148,13 @@ impl HostRouter {
             }
             None => normed,
         };
-        let logit = self.output.forward(&features)[0];
-        1.0 / (1.0 + (-logit).exp())
+        self.output.forward(&features)
+    }
+
+    /// Operations of one call, a multiplication and an addition counted as two, maps alone.
+    pub(crate) fn flops(&self) -> f64 {
+        let maps = self.hidden.iter().chain([&self.output]);
+        maps.map(|map| 2.0 * map.weight.len() as f64).sum()
     }
 }
 

@@ -4,7 +4,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use sesqui_model::{KvCache, LatentTransformer};
 
 use crate::config::KeyValueRule;
-use crate::plan::Landing;
+use crate::plan::{EntryPosition, Landing};
 use crate::router::HostRouter;
 use crate::shortcuts::Shortcuts;
 
@@ -95,6 +95,7 @@ pub struct Walk<'a> {
     rule: ExitRule<'a>,
     key_values: KeyValueRule,
     landing: Landing,
+    entry_position: EntryPosition,
     cache: KvCache,
     device: Device,
     /// `[batch, 1, d_model]`: the newest state of each row after the final norm.
@@ -103,7 +104,20 @@ pub struct Walk<'a> {
     /// By the boundary at which they enter next: rows that left early, and their states. Rows in
     /// none of them enter at the bottom.
     waiting: Vec<Option<Group>>,
+    handed: Vec<Vec<Handed>>,
     slots: Vec<Vec<SlotTrace>>,
+    /// Rows that take no further slot.
+    stopped: Vec<bool>,
+    reads: usize,
+}
+
+/// Rows that left a slot early at one boundary.
+#[derive(Clone, Debug)]
+pub struct Handed {
+    /// The rows, ascending.
+    pub rows: Vec<usize>,
+    /// Their states there, `[rows, 1, d_model]`, before any norm or adapter.
+    pub states: Tensor<3>,
 }
 
 /// Rows, ascending, and their states `[rows, 1, d_model]`.
@@ -125,14 +139,18 @@ impl<'a> Walk<'a> {
         Self {
             waiting: model.backbone.layers.iter().map(|_| None).collect(),
             slots: vec![Vec::new(); cache.batch()],
+            stopped: vec![false; cache.batch()],
             model,
             rule,
             key_values,
             landing: Landing::default(),
+            entry_position: EntryPosition::default(),
             cache,
             device: states.device(),
             states,
             inputs: Vec::new(),
+            handed: Vec::new(),
+            reads: 0,
         }
     }
 
@@ -142,8 +160,38 @@ impl<'a> Walk<'a> {
         self
     }
 
-    /// One slot for every row, at `positions`, one per row; where it is the `last` one it runs to
-    /// the top.
+    /// Says whether slots that enter above the bottom are given their learned position.
+    pub fn with_entry_position(mut self, entry_position: EntryPosition) -> Self {
+        self.entry_position = entry_position;
+        self
+    }
+
+    /// Ends `rows`: from now on no layer runs for them. Rows that wait above the bottom, whose last slot
+    /// left early, go on.
+    pub fn stop(&mut self, rows: &[usize]) {
+        for &row in rows {
+            self.stopped[row] |= self.at_top(row);
+        }
+    }
+
+    /// Whether a row's newest state came from the top: of its last slot, or of the prompt.
+    pub fn at_top(&self, row: usize) -> bool {
+        let slot = self.slots[row].last();
+        slot.is_none_or(|slot| slot.leave == self.waiting.len())
+    }
+
+    /// Whether a row takes no further slot.
+    pub fn has_stopped(&self, row: usize) -> bool {
+        self.stopped[row]
+    }
+
+    /// Whether there is no row left that takes further slots.
+    pub fn is_over(&self) -> bool {
+        self.stopped.iter().all(|&stopped| stopped)
+    }
+
+    /// One slot for every row that was not stopped, at `positions`, one per row; where it is the `last`
+    /// one it runs to the top.
     ///
     /// # Panics
     ///
@@ -151,7 +199,8 @@ impl<'a> Walk<'a> {
     /// missing.
     pub fn step(&mut self, positions: &[i32], last: Last<'_>) {
         self.inputs.push(self.states.clone());
-        if self.rule.never() {
+        self.handed.push(Vec::new());
+        if self.rule.never() && !self.stopped.contains(&true) {
             return self.step_in_full(positions);
         }
         let layers = self.waiting.len();
@@ -200,7 +249,8 @@ impl<'a> Walk<'a> {
     fn enter(&mut self, boundary: usize, positions: &[i32]) -> Option<Group> {
         let group = if boundary == 0 {
             let waits = |row: &usize| self.waiting.iter().flatten().any(|g| g.rows.contains(row));
-            let rows: Vec<usize> = (0..self.slots.len()).filter(|row| !waits(row)).collect();
+            let enters = |row: &usize| !self.stopped[*row] && !waits(row);
+            let rows: Vec<usize> = (0..self.slots.len()).filter(enters).collect();
             if rows.is_empty() {
                 return None;
             }
@@ -218,11 +268,14 @@ impl<'a> Walk<'a> {
                 }
                 None => hidden,
             };
-            let at = self.column(&rows, positions);
-            Group {
-                hidden: self.model.backbone.with_positions(adapted, at),
-                rows,
-            }
+            let hidden = match self.entry_position {
+                EntryPosition::EveryEntry => {
+                    let at = self.column(&rows, positions);
+                    self.model.backbone.with_positions(adapted, at)
+                }
+                EntryPosition::CycleStart => adapted,
+            };
+            Group { rows, hidden }
         };
         for &row in &group.rows {
             self.slots[row].push(SlotTrace {
@@ -276,6 +329,12 @@ impl<'a> Walk<'a> {
                 slot.leave = boundary;
             }
         }
+        if let Some(handed) = self.handed.last_mut() {
+            handed.push(Handed {
+                rows: gone.rows.clone(),
+                states: gone.hidden.clone(),
+            });
+        }
         if self.key_values == KeyValueRule::Fill {
             let above = boundary..self.waiting.len();
             let at = self.column(&gone.rows, positions);
@@ -289,6 +348,7 @@ impl<'a> Walk<'a> {
     fn decide(&mut self, group: &Group, boundary: usize, last: Last<'_>) -> Vec<bool> {
         match self.rule {
             _ if group.rows.iter().all(|&row| last.of(row)) => vec![false; group.rows.len()],
+            _ if self.rule.never() => vec![false; group.rows.len()],
             ExitRule::Full => vec![false; group.rows.len()],
             ExitRule::Plan { leaves, .. } => {
                 let slot = self.inputs.len() - 1;
@@ -299,8 +359,7 @@ impl<'a> Walk<'a> {
                 hosts, threshold, ..
             } => {
                 let d_model = group.hidden.dims()[2];
-                let data = group.hidden.clone().into_data();
-                let states: Vec<f32> = data.iter::<f32>().collect();
+                let states = self.read(&group.hidden);
                 let rows = group.rows.iter().zip(states.chunks_exact(d_model));
                 rows.map(|(&row, state)| {
                     if last.of(row) {
@@ -315,6 +374,12 @@ impl<'a> Walk<'a> {
                 .collect()
             }
         }
+    }
+
+    /// The only way from the device to the host while a walk is under way.
+    fn read(&mut self, states: &Tensor<3>) -> Vec<f32> {
+        self.reads += 1;
+        states.clone().into_data().iter::<f32>().collect()
     }
 
     /// Takes over the states of rows that reached the top.
@@ -371,9 +436,24 @@ impl<'a> Walk<'a> {
         &self.inputs
     }
 
+    /// For each step so far the states with which rows left it early, one entry per boundary.
+    pub fn handed(&self) -> &[Vec<Handed>] {
+        &self.handed
+    }
+
+    /// How often the walk has read from the device.
+    pub fn reads(&self) -> usize {
+        self.reads
+    }
+
     /// What each row did, slot by slot.
     pub fn slots(&self) -> &[Vec<SlotTrace>] {
         &self.slots
+    }
+
+    /// The model that walks.
+    pub fn model(&self) -> &'a LatentTransformer {
+        self.model
     }
 
     /// The cache so far.

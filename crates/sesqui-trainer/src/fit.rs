@@ -373,6 +373,7 @@ fn validate<M: Objective>(
     state: &mut State,
     clock: Instant,
 ) -> Result<(), FitError> {
+    job.renderer.validating();
     // Validation mode drops autodiff: forward passes without a backward would keep their graph.
     let found =
         (job.validate)(&model.valid(), state.step).map_err(|reason| FitError::Validation {

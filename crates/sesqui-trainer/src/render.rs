@@ -140,6 +140,19 @@ impl Renderer {
         });
     }
 
+    /// A validation begins, which may take as long as many steps.
+    pub fn validating(&mut self) {
+        self.draw(|renderer| {
+            renderer.start_split("valid", 1);
+            renderer.update_split(0);
+        });
+    }
+
+    /// Whether the screen is a plain log, beside which something else may be drawn.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.screen, Screen::Plain(_))
+    }
+
     /// A validation.
     pub fn validation(&mut self, row: &MetricRow) {
         let mut line = format!("{:<10} step {:>6}  validation", row.stage, row.step);
@@ -152,6 +165,8 @@ impl Renderer {
         self.line(&line);
         let accuracy = row.values.get("accuracy").copied();
         let loss = row.loss;
+        let steps = self.plan.as_ref().map_or(0, |plan| plan.steps as usize);
+        let step = row.step as usize;
         self.draw(|renderer| {
             if let Some(accuracy) = accuracy {
                 renderer.update_valid(numeric("Accuracy", 100.0 * accuracy));
@@ -159,6 +174,8 @@ impl Renderer {
             if let Some(loss) = loss {
                 renderer.update_valid(numeric("Loss", loss));
             }
+            renderer.start_split("train", steps);
+            renderer.update_split(step);
         });
     }
 

@@ -9,15 +9,18 @@ use burn::train::TrainStep;
 use comfy_table::{CellAlignment, Table, presets};
 use sesqui_dataset::batch::SequenceBatch;
 use sesqui_distill::rollout::exits_drawn;
-use sesqui_distill::{Align, Joint, JointBatch, JointBatches, LatentBatch, Shortcut, Supervised};
+use sesqui_distill::{
+    Align, HaltStageConfig, Joint, JointBatch, JointBatches, LatentBatch, Shortcut, Supervised,
+};
 use sesqui_model::flops::Flops;
 use sesqui_model::latent::LatentTransformer;
 use sesqui_model::{Transformer, parameters};
-use sesqui_shortcut::Shortcuts;
+use sesqui_shortcut::{Shortcuts, StepHead};
 use sesqui_trainer::Batches;
 use sesqui_trainer::objective::Objective as Learner;
 
 use crate::experiment::{Experiment, Objective, Stage};
+use crate::extensions::extensions;
 use crate::start::latent_settings;
 use crate::trained::LatentSettings;
 use crate::workbench::Workbench;
@@ -61,6 +64,9 @@ pub fn dry_run(experiment: &Experiment, workbench: &Workbench, device: &Device) 
     for stage in &experiment.stages {
         text.push_str(&format!("\nstage {}: ", stage.name));
         text.push_str(&one_step(experiment, workbench, stage, &model)?);
+        if let Some(line) = extensions(stage) {
+            text.push_str(&format!("{line}\n"));
+        }
     }
     Ok(text)
 }
@@ -123,7 +129,27 @@ fn one_step(
                 slots(&settings)
             ))
         }
+        Objective::Halt(config) => match latent_settings(experiment, workbench, stage)? {
+            Some(settings) => Ok(halt_head(model, &settings, config)),
+            None => Ok("its start is not known yet\n".to_owned()),
+        },
     }
+}
+
+/// As text: there is no batch yet, since labels come from the trained model.
+fn halt_head(model: &Transformer, settings: &LatentSettings, config: &HaltStageConfig) -> String {
+    let device = model.token_embedding.weight.val().device();
+    let (hidden, count) = (config.hidden, settings.count);
+    let head = StepHead::new(hidden, count, model.config(), 0, &device);
+    let questions = match config.questions {
+        0 => "all".to_owned(),
+        questions => questions.to_string(),
+    };
+    format!(
+        "{} parameters in the head; labels are found when it starts, on {questions} training questions \
+         with 1 to {count} latent steps each\n",
+        head.num_params()
+    )
 }
 
 fn student(model: &Transformer, settings: &LatentSettings) -> LatentTransformer {

@@ -90,3 +90,152 @@ pub fn summary(latent: &Latent, task: &Task<'_>, found: &Evaluation) -> BTreeMap
     }
     values
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+    use sesqui_dataset::encode::{EncodedProblem, PositionLayout, TextFormat};
+    use sesqui_dataset::tokenizer::{Tokenizer, TokenizerConfig};
+    use sesqui_distill::LatentConfig;
+    use sesqui_eval::Timing;
+    use sesqui_model::latent::LatentTransformer;
+    use sesqui_model::{Feedback, ModelConfig, Transformer};
+    use sesqui_shortcut::{ShortcutConfig, Shortcuts, SlotTrace};
+
+    use super::*;
+    use crate::trained::LatentSettings;
+
+    /// Three layers, four latent steps, with shortcuts or without.
+    fn latent(shortcuts: bool) -> Latent {
+        let device = Device::flex();
+        let config = ModelConfig {
+            layers: 3,
+            d_model: 8,
+            heads: 2,
+            context: 16,
+            ..ModelConfig::default()
+        };
+        let backbone = Transformer::new(&config, 12, 1, &device).unwrap();
+        let shortcuts =
+            shortcuts.then(|| Shortcuts::new(&ShortcutConfig::default(), &config, 1, &device));
+        let settings = LatentSettings {
+            latents: LatentConfig::default(),
+            count: 4,
+            key_values: Default::default(),
+            landing: Default::default(),
+            entry_position: None,
+            shortcuts: None,
+        };
+        let model = LatentTransformer::new(backbone, &Feedback::default(), &device);
+        Latent::new(model, shortcuts, settings)
+    }
+
+    fn problem(critical: Vec<Option<bool>>) -> EncodedProblem {
+        EncodedProblem {
+            id: "p".to_owned(),
+            question: vec![1, 2],
+            question_end: 1,
+            steps: vec![vec![3]; critical.len()],
+            answer_start: vec![4],
+            answer: vec![5],
+            critical,
+        }
+    }
+
+    fn left(enter: usize, leave: usize, weights: &[(usize, f32)]) -> SlotTrace {
+        SlotTrace {
+            enter,
+            leave,
+            weights: weights.to_vec(),
+        }
+    }
+
+    /// The output of a question is about its first step, so that of its first latent step is about the
+    /// second.
+    #[test]
+    fn exits_are_counted_by_what_each_step_is_about() {
+        let encoded = [
+            // Latent steps: critical, unlabelled, padding, padding.
+            problem(vec![Some(false), Some(true), None]),
+            // Independent, then padding.
+            problem(vec![Some(true), Some(false)]),
+        ];
+        let found = Evaluation {
+            rows: Vec::new(),
+            traces: vec![
+                vec![
+                    left(0, 3, &[(1, 0.25), (2, 0.5)]),
+                    left(0, 1, &[(1, 0.75)]),
+                    left(1, 1, &[(1, 0.875)]),
+                    left(1, 3, &[]),
+                ],
+                vec![
+                    left(0, 2, &[(1, 0.5), (2, 0.75)]),
+                    left(2, 2, &[(2, 0.75)]),
+                    left(2, 3, &[(2, 0.25)]),
+                    left(0, 3, &[]),
+                ],
+            ],
+            timing: Timing::default(),
+        };
+        let tokenizer =
+            Tokenizer::from_config(&TokenizerConfig::default(), "".as_ref(), ["12345"]).unwrap();
+        let task = Task {
+            dataset: "by hand",
+            split: "validation",
+            problems: &[],
+            encoded: &encoded,
+            tokenizer: &tokenizer,
+            format: &TextFormat::default(),
+            layout: PositionLayout::Contiguous,
+        };
+
+        let exits = Exits::count(&latent(true), &task, &found);
+        let expected = [
+            (SlotLabel::Critical, vec![0, 0, 0, 1], 3.0),
+            (SlotLabel::Independent, vec![0, 0, 1, 0], 2.0),
+            (SlotLabel::Unlabelled, vec![0, 1, 0, 0], 1.0),
+            // 1, 3, 2, 3, 3.
+            (SlotLabel::Padding, vec![0, 1, 1, 3], 2.4),
+        ];
+        for (label, histogram, depth) in expected {
+            assert_eq!(exits.left[&label], histogram, "{label:?}");
+            assert_eq!(exits.mean_depth(label), Some(depth), "{label:?}");
+        }
+        // Three and one, two, nothing and one, two and three of eight times three.
+        assert_eq!(exits.calls, (12, 24));
+        assert_eq!(exits.saved(), 0.5);
+
+        let values = summary(&latent(true), &task, &found);
+        let by_hand = [
+            ("exit_depth/critical", 3.0),
+            ("exit_depth/independent", 2.0),
+            ("exit_depth/padding", 2.4),
+            ("exit_depth/unlabelled", 1.0),
+            ("layer_calls_saved", 0.5),
+            ("left_at/1/critical", 0.0),
+            ("left_at/1/independent", 0.0),
+            ("left_at/1/padding", 0.2),
+            ("left_at/1/unlabelled", 1.0),
+            ("left_at/2/critical", 0.0),
+            ("left_at/2/independent", 1.0),
+            ("left_at/2/padding", 0.2),
+            ("left_at/2/unlabelled", 0.0),
+            ("left_at/3/critical", 1.0),
+            ("left_at/3/independent", 0.0),
+            ("left_at/3/padding", 0.6),
+            ("left_at/3/unlabelled", 0.0),
+            ("router/1/critical", 0.25),
+            ("router/1/independent", 0.5),
+            ("router/1/padding", 0.875),
+            ("router/1/unlabelled", 0.75),
+            ("router/2/critical", 0.5),
+            ("router/2/independent", 0.75),
+            ("router/2/padding", 0.5),
+        ];
+        let by_hand = by_hand.map(|(name, value)| (name.to_owned(), value));
+        assert_eq!(values, BTreeMap::from(by_hand));
+        // Without routers nobody could have left.
+        assert_eq!(summary(&latent(false), &task, &found), BTreeMap::new());
+    }
+}

@@ -8,10 +8,12 @@ use sesqui_dataset::batch::{BatchConfig, Grouping};
 use sesqui_dataset::encode::{Positions, Supervision, TextFormat};
 use sesqui_dataset::read::BadRows;
 use sesqui_dataset::tokenizer::TokenizerConfig;
-use sesqui_distill::{AlignConfig, JointConfig, ShortcutStageConfig};
+use sesqui_distill::{AlignConfig, HaltStageConfig, JointConfig, ShortcutStageConfig};
 use sesqui_eval::EvaluationConfig;
 use sesqui_model::ModelConfig;
 use sesqui_model::latent::SlotPositions;
+use sesqui_reason::HaltConfig;
+use sesqui_shortcut::Landing;
 use sesqui_trainer::TrainingConfig;
 use sesqui_trainer::schedule::Decay;
 
@@ -80,6 +82,8 @@ pub enum Objective {
     Shortcut(ShortcutStageConfig),
     /// Both at once, all weights moving: the joint-learning ablation of the paper's Fig. 3.
     Joint(JointConfig),
+    /// A head over a latent model that does not move, which says how many steps a question needs.
+    Halt(HaltStageConfig),
 }
 
 /// Where a stage's weights come from.
@@ -110,7 +114,7 @@ impl Objective {
     /// What a training sequence contains under this objective: the teacher's, where there is one.
     pub fn supervision(&self) -> Supervision {
         match self {
-            Self::Cot | Self::Align(_) | Self::Shortcut(_) | Self::Joint(_) => {
+            Self::Cot | Self::Align(_) | Self::Shortcut(_) | Self::Joint(_) | Self::Halt(_) => {
                 Supervision::ChainOfThought
             }
             Self::NoCot => Supervision::AnswerOnly,
@@ -119,7 +123,16 @@ impl Objective {
 
     /// Whether its model reasons in latent steps.
     pub fn has_latents(&self) -> bool {
-        matches!(self, Self::Align(_) | Self::Shortcut(_))
+        !matches!(self, Self::Cot | Self::NoCot)
+    }
+
+    /// The settings of its shortcuts, and what stands before their keys below `objective`.
+    pub fn shortcut(&self) -> Option<(&'static str, &ShortcutStageConfig)> {
+        match self {
+            Self::Cot | Self::NoCot | Self::Align(_) | Self::Halt(_) => None,
+            Self::Shortcut(config) => Some(("", config)),
+            Self::Joint(config) => Some(("shortcut.", &config.shortcut)),
+        }
     }
 
     /// The objective's name in experiment files.
@@ -130,28 +143,58 @@ impl Objective {
             Self::Align(_) => "align",
             Self::Shortcut(_) => "shortcut",
             Self::Joint(_) => "joint",
+            Self::Halt(_) => "halt",
         }
     }
 
     /// What is wrong with the settings, if anything: the key and the reason.
     fn problem(&self) -> Option<(String, String)> {
         match self {
-            Self::Cot | Self::NoCot => None,
+            Self::Cot | Self::NoCot | Self::Halt(_) => None,
             Self::Align(config) => config.problem(),
             Self::Shortcut(config) => config.problem(),
             Self::Joint(config) => config.problem(),
         }
     }
 
-    /// What a stage with this objective may start from in the same run; `None` for anything with a
+    /// Objectives that a stage with this one may start from, and why; `None` for anything with a
     /// backbone.
-    pub fn wants(&self) -> Option<(&'static str, &'static str)> {
+    pub fn wants(&self) -> Option<(&'static [&'static str], &'static str)> {
         match self {
             Self::Cot | Self::NoCot => None,
             Self::Align(_) | Self::Joint(_) => {
-                Some(("cot", "it learns from a chain-of-thought model"))
+                Some((&["cot"], "it learns from a chain-of-thought model"))
             }
-            Self::Shortcut(_) => Some(("align", "shortcuts are learned over an aligned student")),
+            Self::Shortcut(_) => {
+                Some((&["align"], "shortcuts are learned over an aligned student"))
+            }
+            Self::Halt(_) => Some((
+                &["align", "shortcut", "joint"],
+                "when to halt is learned over a model that takes latent steps",
+            )),
+        }
+    }
+}
+
+impl Stage {
+    /// Whether the staircase of its shortcuts has an exit in a model of `layers` layers.
+    ///
+    /// # Errors
+    ///
+    /// Names the key and what to change; `more` says how to get more layers.
+    pub fn check_landing(&self, layers: usize, more: &str) -> Result<(), Misuse> {
+        match self.objective.shortcut() {
+            Some((part, config))
+                if config.landing == Landing::NextBoundary
+                    && config.landing.exits(layers).is_empty() =>
+            {
+                Err(Misuse(format!(
+                    "stages.{}.objective.{part}landing: \"next-boundary\" leaves no exit in a model of \
+                     {layers} layers, it needs three or more; {more}, or set it to \"same-boundary\"",
+                    self.name
+                )))
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -225,13 +268,20 @@ impl Experiment {
         self.data.shrink(40);
         // A label file is of the whole data.
         self.labels = LabelsConfig::Symbolic;
-        self.model.layers = self.model.layers.min(2);
+        let adapters_stand_in = self.stages.iter().any(|stage| {
+            let shortcut = stage.objective.shortcut();
+            shortcut.is_some_and(|(_, config)| config.landing == Landing::NextBoundary)
+        });
+        // An adapter that stands in for a layer needs one below it and one above.
+        let layers = if adapters_stand_in { 3 } else { 2 };
+        self.model.layers = self.model.layers.min(layers);
         self.model.d_model = self.model.heads * (self.model.d_model / self.model.heads).min(8);
         self.model.d_feed_forward = 0;
         self.evaluation.questions = 20;
         self.evaluation.validation_questions = 20;
         self.evaluation.timing_questions = 4;
         self.evaluation.warm_up_questions = 1;
+        self.evaluation.timing_rounds = 1;
         for stage in &mut self.stages {
             let training = &mut stage.training;
             training.steps = training.steps.min(20);
@@ -263,6 +313,14 @@ impl Experiment {
         }
         if let Some((key, reason)) = self.reasoning.problem() {
             return fail(format!("reasoning.{key}"), reason);
+        }
+        let learns = |stage: &Stage| matches!(stage.objective, Objective::Halt(_));
+        if matches!(self.reasoning.halt, HaltConfig::Learned(_)) && !self.stages.iter().any(learns)
+        {
+            return fail(
+                "reasoning.halt".to_owned(),
+                "no stage learns a head; add one with objective halt".to_owned(),
+            );
         }
         if self.stages.is_empty() {
             return fail(
@@ -305,6 +363,9 @@ impl Experiment {
                     ),
                 );
             }
+            if self.has_shape_of_model(stage) {
+                stage.check_landing(self.model.layers, "raise model.layers")?;
+            }
             if let Some((part, reason)) = stage.training.problem() {
                 return fail(key(&format!("training.{part}")), reason);
             }
@@ -328,20 +389,35 @@ impl Experiment {
         Ok(())
     }
 
+    /// Whether `stage` goes back to weights drawn in this run, whose shape is that of `[model]`.
+    fn has_shape_of_model(&self, stage: &Stage) -> bool {
+        match &stage.initialize {
+            Initialize::Scratch => true,
+            Initialize::Stage { stage: from } => self
+                .stage(from)
+                .is_some_and(|source| self.has_shape_of_model(source)),
+            // Their own shape is looked at where they are opened.
+            Initialize::Checkpoint { .. } | Initialize::HuggingFace { .. } => false,
+        }
+    }
+
     /// Whether stage `index` starts from a kind of model that its objective can use.
     fn check_start(&self, index: usize) -> Result<(), Misuse> {
         let stage = &self.stages[index];
-        let Some((kind, reason)) = stage.objective.wants() else {
+        let Some((kinds, reason)) = stage.objective.wants() else {
             return Ok(());
         };
         let fail = |found: String| {
             let candidates: Vec<&str> = self.stages[..index]
                 .iter()
-                .filter(|other| other.objective.kind() == kind)
+                .filter(|other| kinds.contains(&other.objective.kind()))
                 .map(|other| other.name.as_str())
                 .collect();
             let remedy = match candidates.as_slice() {
-                [] => format!("put a stage with objective {kind} before it and start from that"),
+                [] => {
+                    let kinds = kinds.join(" or ");
+                    format!("put a stage with objective {kinds} before it and start from that")
+                }
                 names => format!("start from {}", names.join(" or ")),
             };
             Err(Misuse(format!(
@@ -351,7 +427,7 @@ impl Experiment {
         };
         match &stage.initialize {
             Initialize::Scratch => fail("it starts from scratch".to_owned()),
-            Initialize::HuggingFace { .. } if kind == "align" => {
+            Initialize::HuggingFace { .. } if !kinds.contains(&"cot") => {
                 fail("it starts from a Hugging Face model".to_owned())
             }
             // What is in a folder is checked when it is opened.
@@ -361,7 +437,7 @@ impl Experiment {
                     .iter()
                     .find(|other| other.name == *from);
                 match source {
-                    Some(source) if source.objective.kind() != kind => {
+                    Some(source) if !kinds.contains(&source.objective.kind()) => {
                         fail(format!("{from} has objective {}", source.objective.kind()))
                     }
                     _ => Ok(()),

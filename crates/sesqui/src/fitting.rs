@@ -252,6 +252,8 @@ mod tests {
             count: 3,
             key_values: KeyValueRule::default(),
             landing: Landing::default(),
+            entry_position: None,
+            shortcuts: None,
         }
     }
 

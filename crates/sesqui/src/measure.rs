@@ -48,7 +48,7 @@ pub fn measure(
     file: Option<&Path>,
 ) -> Result<Measured> {
     let bar = screen::progress(
-        task.problems.len(),
+        config.work(task.problems.len()),
         &format!("{} on {} {}", subject.method, task.dataset, task.split),
     );
     let method = model.method(device, &task, config, reasoning);
@@ -115,6 +115,7 @@ pub fn table(rows: &[SummaryRow]) -> String {
         "latents",
         "layer calls",
         "MFLOPs",
+        "MFLOPs, reasoning",
         "reason ms",
         "total ms",
     ]);
@@ -130,6 +131,7 @@ pub fn table(rows: &[SummaryRow]) -> String {
             format!("{:.1}", row.latent_steps),
             format!("{:.1}", row.layer_calls),
             format!("{:.2}", row.flops / 1e6),
+            format!("{:.3}", row.reason_flops / 1e6),
             format!("{:.2}", row.reason_ms),
             format!("{:.2}", row.total_ms),
         ]);
@@ -191,13 +193,15 @@ pub fn ratios(rows: &[SummaryRow], reference: &str) -> Option<String> {
 /// What the columns of the table mean.
 pub fn legend(config: &EvaluationConfig) -> String {
     let columns = "Means per question. Interval: Wilson. Layer calls: layers run while reasoning. \
-                   MFLOPs: prompt, reasoning and answer.";
+                   MFLOPs: prompt, reasoning and answer; of reasoning, matrix and dot products inside \
+                   layers alone, as the paper counts.";
     let times = match config.timing_questions {
         0 => "Times were not measured.".to_owned(),
         questions => format!(
-            "Times at batch {} over {questions} questions spread over the split, after {} for \
-             warm-up; reasoning runs from the end of the prompt to the answer.",
-            config.timing_batch_size, config.warm_up_questions
+            "Times at batch {} over {questions} questions spread over the split, each the median of \
+             {} rounds, after {} questions for warm-up; reasoning runs from the end of the prompt to \
+             the answer.",
+            config.timing_batch_size, config.timing_rounds, config.warm_up_questions
         ),
     };
     format!("{columns}\n{times}")

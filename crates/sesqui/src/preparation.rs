@@ -21,6 +21,8 @@ use crate::opened::Opened;
 use crate::output::say;
 use crate::reasoning::ReasoningConfig;
 use crate::refinement::{Reference, ReferencesConfig, Variant};
+use crate::screen::progress;
+use crate::stage::checkpoint_name;
 use crate::trained::{Latent, Trained};
 use crate::workbench::{Workbench, spread};
 
@@ -135,8 +137,8 @@ pub fn check_arguments(texts: &[String], models: &[Opened]) -> Result<()> {
     };
     match texts.first() {
         Some(text) if !models.iter().any(latent) => Err(Misuse(format!(
-            "--refine {text:?}: there are no latents to refine; name a stage with objective align \
-             or shortcut"
+            "--refine {text:?}: there are no latents to refine; name a stage with objective align, \
+             shortcut or joint"
         ))
         .into()),
         _ => Ok(()),
@@ -319,7 +321,15 @@ impl<'a> Preparation<'a> {
         let fitting = Fitting::new(&asked.task(self), &room, TooLong::Skip)?;
         let task = fitting.task(&asked.task(self));
         let method = model.method(self.device, &task, &config, &self.experiment.reasoning);
-        let found = evaluate(&*method, task, &config, &mut |_| ())?;
+        let name = format!(
+            "{} on validation",
+            checkpoint_name(&opened.state.stage, folder)
+        );
+        let bar = progress(config.work(task.problems.len()), &name);
+        let found = evaluate(&*method, task, &config, &mut |done| {
+            bar.set_position(done as u64);
+        })?;
+        bar.finish_and_clear();
         self.accuracies.insert(folder.to_owned(), found.accuracy());
         Ok(found.accuracy())
     }
@@ -367,6 +377,8 @@ impl<'a> Preparation<'a> {
         let evaluation = &self.experiment.evaluation;
         let method = student.method(self.device, &task, evaluation, &self.experiment.reasoning);
         let mut calibrator = Calibrator::new(backbone.d_model);
+        let name = format!("calibrating {}", variant.label());
+        let bar = progress(task.problems.len(), &name);
         let mut start = 0;
         while start < task.problems.len() {
             let end = (start + evaluation.batch_size).min(task.problems.len());
@@ -375,7 +387,9 @@ impl<'a> Preparation<'a> {
                 .observe(&prompt, (&variant.refine, references), &mut calibrator)
                 .context("refinement cannot be calibrated")?;
             start = end;
+            bar.set_position(end as u64);
         }
+        bar.finish_and_clear();
         Ok(calibrator)
     }
 }

@@ -1,11 +1,16 @@
 //! How latent models reason when they are asked.
 
 use serde::{Deserialize, Serialize};
-use sesqui_reason::RefineConfig;
+use sesqui_reason::{HaltConfig, RefineConfig};
 
 use crate::refinement::ReferencesConfig;
 
-/// The two thresholds of System-1.5 Reasoning (arXiv 2505.18962, section 2.1), and refinement.
+/// Why programs refuse `--latent-steps 0`. In a file 0 stands for as many as trained; on a command line,
+/// where leaving the flag out does, it can only be a mistake.
+pub const NO_LATENT_STEPS: &str = "--latent-steps 0: a latent model takes at least one latent step; \
+                                   leave the flag out for as many as trained";
+
+/// The two thresholds of System-1.5 Reasoning (arXiv 2505.18962, section 2.1), refinement, and halting.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReasoningConfig {
@@ -19,6 +24,9 @@ pub struct ReasoningConfig {
     pub refine: RefineConfig,
     /// Which checkpoints that takes.
     pub references: ReferencesConfig,
+    /// When reasoning stops before its last latent step, in evaluations; validation while training runs
+    /// all of them but in the stage that learns it.
+    pub halt: HaltConfig,
 }
 
 impl Default for ReasoningConfig {
@@ -28,6 +36,7 @@ impl Default for ReasoningConfig {
             exit_threshold: 0.6,
             refine: RefineConfig::default(),
             references: ReferencesConfig::default(),
+            halt: HaltConfig::default(),
         }
     }
 }
@@ -45,5 +54,13 @@ impl ReasoningConfig {
         };
         below("refine", self.refine.problem())
             .or_else(|| below("references", self.references.problem()))
+            .or_else(|| below("halt", self.halt.problem()))
+            .or_else(|| {
+                let samples = matches!(self.halt, HaltConfig::Samples(_));
+                (samples && !self.refine.is_off()).then(|| {
+                    let reason = "samples cannot be refined; leave out [reasoning.refine] or halt";
+                    ("halt".to_owned(), reason.to_owned())
+                })
+            })
     }
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use jiff::{Timestamp, tz::TimeZone};
 use sesqui_run::{ConfigSource, RunPaths};
 
-use crate::experiment::{Experiment, Objective, Stage};
+use crate::experiment::{Experiment, Stage};
 use crate::misuse::Misuse;
 use crate::opened::Opened;
 
@@ -48,12 +48,7 @@ pub fn is_whole_run(path: &Path, stage: Option<&str>) -> bool {
 ///
 /// Names the stage, and those of its run that do take some.
 pub fn takes_latent_steps(opened: &Opened, flag: &str) -> Result<()> {
-    let latent = |stage: &&Stage| {
-        matches!(
-            stage.objective,
-            Objective::Align(_) | Objective::Shortcut(_)
-        )
-    };
+    let latent = |stage: &&Stage| stage.objective.has_latents();
     let stage = opened.stage()?;
     if latent(&stage) {
         return Ok(());
@@ -158,7 +153,9 @@ pub fn evaluation_file(
             format!("-{number}")
         };
         let path = folder.join(format!("{stage}_{split}_{time}{suffix}.json"));
-        if !path.exists() && !path.with_extension("grid.jsonl").exists() {
+        let taken =
+            ["json", "grid.jsonl", "halt.jsonl"].map(|extension| path.with_extension(extension));
+        if !taken.iter().any(|path| path.exists()) {
             return Ok(path);
         }
         number += 1;

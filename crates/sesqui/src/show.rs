@@ -8,7 +8,7 @@ use burn::tensor::activation::softmax;
 use sesqui_dataset::tokenizer::Tokenizer;
 use sesqui_eval::{Responses, Task, answer};
 use sesqui_model::latent::LatentTransformer;
-use sesqui_reason::LatentDecoded;
+use sesqui_reason::{HaltTrace, LatentDecoded};
 
 use crate::misuse::Misuse;
 
@@ -61,6 +61,12 @@ pub fn response(task: &Task<'_>, responses: &Responses, known: bool) -> Result<S
         row.latent_steps
     ));
     lines.push(format!(
+        "work       {} layer calls of reasoning; MFLOPs: {:.3} of reasoning inside layers, {:.3} in all",
+        row.layer_calls,
+        row.reason_flops / 1e6,
+        row.flops / 1e6
+    ));
+    lines.push(format!(
         "ms         {:.2} prefill, {:.2} reasoning, {:.2} answer",
         milliseconds(responses.prefill),
         milliseconds(responses.reasoning),
@@ -70,7 +76,8 @@ pub fn response(task: &Task<'_>, responses: &Responses, known: bool) -> Result<S
 }
 
 /// Every latent step of the first row, in lines: where it entered and left, what the routers said,
-/// and the tokens that the head finds nearest to its output.
+/// and the tokens that final norm and head find nearest to its output, or to the state with which it
+/// left early (the logit lens).
 ///
 /// # Errors
 ///
@@ -96,23 +103,73 @@ pub fn latent_steps(
             [] => String::new(),
             routers => format!("   router {}", routers.join(", ")),
         };
-        let result = if slot.leave < layers {
-            format!("handed on to the next step at layer {}", slot.leave)
-        } else {
-            format!(
+        let seen = looked(decoded, index + 1);
+        let result = match decoded.handed_on(0, index) {
+            Some(state) => {
+                let state = model.backbone.final_norm(state);
+                format!(
+                    "handed on to the next step at layer {}, reads {}",
+                    slot.leave,
+                    nearest(model, tokenizer, &state)
+                )
+            }
+            None => format!(
                 "reads {}{}",
                 nearest(model, tokenizer, &decoded.states[index + 1]),
                 change(decoded, index + 1)
-            )
+            ),
         };
         lines.push(format!(
-            "latent step {:<5} layers {}..{}{routers}   {result}",
+            "latent step {:<5} layers {}..{}{routers}   {result}{seen}",
             index + 1,
             slot.enter,
             slot.leave
         ));
     }
+    lines.extend(decision(&decoded.rows[0].halt));
     Ok(lines.join("\n"))
+}
+
+/// What a look at the answer after `steps` latent steps saw of the first row.
+fn looked(decoded: &LatentDecoded, steps: usize) -> String {
+    let entropy = match &decoded.rows[0].halt {
+        HaltTrace::None | HaltTrace::Predicted { .. } => None,
+        HaltTrace::Probes(probes) => {
+            let probe = probes.iter().find(|probe| probe.after == steps);
+            probe.map(|probe| probe.entropy)
+        }
+        HaltTrace::Samples(trace) => {
+            let round = trace.rounds.iter().find(|round| round.after == steps);
+            round.map(|round| round.entropy)
+        }
+    };
+    entropy.map_or_else(String::new, |entropy| format!("   entropy {entropy:.3}"))
+}
+
+/// Whoever decided at once how many steps there are to be, or whose answer it is.
+fn decision(halt: &HaltTrace) -> Option<String> {
+    match halt {
+        HaltTrace::None | HaltTrace::Probes(_) => None,
+        HaltTrace::Predicted {
+            steps,
+            probabilities,
+        } => {
+            let shown: Vec<String> = probabilities
+                .iter()
+                .zip(1..)
+                .map(|(probability, steps)| format!("{steps}: {probability:.2}"))
+                .collect();
+            Some(format!(
+                "head              {steps} steps, of {}",
+                shown.join(", ")
+            ))
+        }
+        HaltTrace::Samples(trace) => Some(format!(
+            "samples           {} trajectories; number {} is shown and answers",
+            trace.trajectories.len(),
+            trace.winner + 1
+        )),
+    }
 }
 
 /// How far refinement moved the first row's state `index` before it was fed; what the head reads is the

@@ -23,7 +23,9 @@ use sesqui_trainer::{Batches, Checkpoints, Fit, Outcome, Renderer, State, Stop, 
 
 use crate::exits;
 use crate::experiment::{Experiment, Objective, Stage};
+use crate::extensions::extensions;
 use crate::misuse::Misuse;
+use crate::screen::spinner;
 use crate::start::{Lineage, same_tokenizer};
 use crate::trained::{LATENTS, LatentSettings, Trained};
 use crate::workbench::Workbench;
@@ -77,11 +79,15 @@ impl Run<'_> {
     ///
     /// When the start does not fit, the data is too long, or training fails.
     pub fn train(&self, stage: &Stage, mut outlets: Outlets<'_>) -> Result<Finished> {
+        if let Some(line) = extensions(stage) {
+            outlets.renderer.line(&line);
+        }
         match &stage.objective {
             Objective::Cot | Objective::NoCot => self.supervise(stage, &mut outlets),
             Objective::Align(config) => self.align(stage, config, &mut outlets),
             Objective::Shortcut(config) => self.shortcut(stage, config, &mut outlets),
             Objective::Joint(config) => self.joint(stage, config, &mut outlets),
+            Objective::Halt(config) => self.halt(stage, config, &mut outlets),
         }
     }
 
@@ -204,9 +210,19 @@ impl Run<'_> {
             .workbench
             .latent_batches(stage, settings, context, seed, rollout)?;
         outlets.skipped(stage, context, &skipped);
-        let validation = self
-            .workbench
-            .validation_latents(settings, context, self.experiment)?;
+        let (validation, skipped) =
+            self.workbench
+                .validation_latents(settings, context, self.experiment)?;
+        if let Some(first) = skipped.first() {
+            outlets.renderer.line(&format!(
+                "{}: {} validation questions need more than {} latent steps or {context} positions, \
+                 {} first; they are asked, but losses are without them",
+                stage.name,
+                skipped.len(),
+                settings.count,
+                first.id
+            ));
+        }
         Ok((batches, validation))
     }
 
@@ -237,7 +253,7 @@ impl Run<'_> {
         Ok(finished(outcome, |model| trained(&model)))
     }
 
-    fn lineage(&self) -> Lineage<'_> {
+    pub(crate) fn lineage(&self) -> Lineage<'_> {
         Lineage {
             experiment: self.experiment,
             paths: self.paths,
@@ -245,7 +261,7 @@ impl Run<'_> {
         }
     }
 
-    fn fit<M: Learner>(
+    pub(crate) fn fit<M: Learner>(
         &self,
         stage: &Stage,
         model: M,
@@ -264,8 +280,16 @@ impl Run<'_> {
             .iter()
             .map(|device| device.clone().autodiff())
             .collect();
-        let mut validate =
-            |model: &M, _step: u64| validate(model).map_err(|error| format!("{error:#}"));
+        // The dashboard shows by itself that validation is under way.
+        let plain = outlets.renderer.is_plain();
+        let mut validate = |model: &M, _step: u64| {
+            let waiting = plain.then(|| spinner(&format!("{}: validation", stage.name)));
+            let found = validate(model).map_err(|error| format!("{error:#}"));
+            if let Some(waiting) = waiting {
+                waiting.finish_and_clear();
+            }
+            found
+        };
         let outcome = fit(
             model,
             Fit {
@@ -350,7 +374,10 @@ impl Outlets<'_> {
     }
 }
 
-fn finished<M: Module>(outcome: Outcome<M>, trained: impl FnOnce(M) -> Trained) -> Finished {
+pub(crate) fn finished<M: Module>(
+    outcome: Outcome<M>,
+    trained: impl FnOnce(M) -> Trained,
+) -> Finished {
     Finished {
         model: trained(outcome.model.valid()),
         state: outcome.state,
@@ -368,13 +395,13 @@ fn rows(batch: &LatentBatch) -> f64 {
 
 /// Losses over a validation set.
 #[derive(Default)]
-struct Losses {
-    total: Option<f64>,
-    parts: BTreeMap<String, f64>,
+pub(crate) struct Losses {
+    pub(crate) total: Option<f64>,
+    pub(crate) parts: BTreeMap<String, f64>,
 }
 
 /// Means over batches, each weighted by what it counts.
-fn mean_losses<M: Learner>(
+pub(crate) fn mean_losses<M: Learner>(
     model: &M,
     batches: Vec<<M as InferenceStep>::Input>,
     weight: impl Fn(&<M as InferenceStep>::Input) -> f64,

@@ -1,5 +1,7 @@
 //! Where a stage's weights come from.
 
+mod checks;
+
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -7,6 +9,7 @@ use burn::tensor::Device;
 use sesqui_distill::align::Teacher;
 use sesqui_model::{Transformer, huggingface};
 use sesqui_run::RunPaths;
+use sesqui_shortcut::ShortcutConfig;
 use sesqui_trainer::Checkpoints;
 
 use crate::experiment::{Experiment, Initialize, Objective, Stage};
@@ -15,6 +18,7 @@ use crate::misuse::Misuse;
 use crate::opened::Opened;
 use crate::trained::{LatentSettings, Trained};
 use crate::workbench::Workbench;
+use checks::{check_layout, check_teacher, check_vocabulary, layers_from_elsewhere, missing_file};
 
 /// A run as seen from its stages: its configuration, its checkpoints, its vocabulary.
 pub struct Lineage<'a> {
@@ -112,20 +116,28 @@ impl Lineage<'_> {
             Initialize::HuggingFace { path } => {
                 let model = huggingface::load(path, device)
                     .with_context(|| format!("stages.{}.initialize.path", stage.name))?;
-                if model.vocabulary() < self.vocabulary {
-                    return Err(Misuse(format!(
-                        "stages.{}.initialize.path: {} has {} token embeddings, the tokenizer \
-                         makes {} ids; use the tokenizer that belongs to the model",
-                        stage.name,
-                        path.display(),
-                        model.vocabulary(),
-                        self.vocabulary,
-                    ))
-                    .into());
-                }
+                check_vocabulary(stage, path, model.vocabulary(), self.vocabulary)?;
                 Ok(model)
             }
         }
+    }
+
+    /// Shapes of the routers and adapters of the model from which `stage` starts, if it has some.
+    ///
+    /// # Errors
+    ///
+    /// When that model cannot be found.
+    pub fn shortcuts(&self, stage: &Stage) -> Result<Option<ShortcutConfig>> {
+        let of = |source: &Stage| match &source.objective {
+            Objective::Shortcut(config) => Some(config.shortcuts.clone()),
+            Objective::Joint(config) => Some(config.shortcut.shortcuts.clone()),
+            _ => None,
+        };
+        Ok(match &stage.initialize {
+            Initialize::Stage { stage: from } => of(self.find(from)?),
+            Initialize::Checkpoint { path } => of(Opened::checkpoint(path)?.stage()?),
+            Initialize::Scratch | Initialize::HuggingFace { .. } => None,
+        })
     }
 
     fn find(&self, name: &str) -> Result<&Stage> {
@@ -152,33 +164,27 @@ pub fn check_starts(experiment: &Experiment, workbench: &Workbench) -> Result<()
             Initialize::Checkpoint { path } => {
                 let opened = same_tokenizer(stage, path, workbench)?;
                 check_checkpoint(experiment, stage, path, &opened)?;
-            }
-            Initialize::HuggingFace { path } => {
-                for file in ["config.json", "model.safetensors"] {
-                    if !path.join(file).is_file() {
-                        return Err(Misuse(format!(
-                            "stages.{}.initialize.path: there is no {}",
-                            stage.name,
-                            path.join(file).display()
-                        ))
-                        .into());
-                    }
+                check_layout(stage, path, &opened, workbench)?;
+                if matches!(stage.objective, Objective::Shortcut(_)) {
+                    check_teacher(stage, path, &opened)?;
                 }
             }
-        }
-        if let (Objective::Shortcut(_), Initialize::Checkpoint { path }) =
-            (&stage.objective, &stage.initialize)
-        {
-            let opened = Opened::checkpoint(path)?;
-            if opened.run().is_none() && !shares_teacher(opened.stage()?) {
-                return Err(Misuse(format!(
-                    "stages.{}.initialize.path: {} lies in no run directory, where the student's \
-                     teacher would be; give a checkpoint in its run",
-                    stage.name,
-                    path.display()
-                ))
-                .into());
+            Initialize::HuggingFace { path } => {
+                if let Some(missing) = missing_file(path) {
+                    return Err(Misuse(format!(
+                        "stages.{}.initialize.path: there is no {}",
+                        stage.name,
+                        missing.display()
+                    ))
+                    .into());
+                }
+                let key = || format!("stages.{}.initialize.path", stage.name);
+                let vocabulary = huggingface::vocabulary(path).with_context(key)?;
+                check_vocabulary(stage, path, vocabulary, workbench.tokenizer.vocab_size())?;
             }
+        }
+        if let Some(layers) = layers_from_elsewhere(experiment, stage)? {
+            stage.check_landing(layers, "start from a model with more")?;
         }
         if let Some(settings) = latent_settings(experiment, workbench, stage)? {
             let asked = experiment.reasoning.latent_steps;
@@ -202,10 +208,10 @@ pub fn latent_settings(
     match (&stage.objective, &stage.initialize) {
         (Objective::Align(config), _) => Ok(Some(workbench.latent_settings(config))),
         (Objective::Joint(config), _) => Ok(Some(workbench.latent_settings(&config.align))),
-        (Objective::Shortcut(_), Initialize::Checkpoint { path }) => {
+        (Objective::Shortcut(_) | Objective::Halt(_), Initialize::Checkpoint { path }) => {
             Ok(Some(LatentSettings::read(path)?))
         }
-        (Objective::Shortcut(_), Initialize::Stage { stage: from }) => {
+        (Objective::Shortcut(_) | Objective::Halt(_), Initialize::Stage { stage: from }) => {
             match experiment.stage(from) {
                 Some(student) => latent_settings(experiment, workbench, student),
                 None => Ok(None),
@@ -265,11 +271,12 @@ fn check_checkpoint(
         .stage(&opened.state.stage)
         .map_or("none", |source| source.objective.kind());
     match stage.objective.wants() {
-        Some((wanted, reason)) if wanted != found => Err(Misuse(format!(
+        Some((wanted, reason)) if !wanted.contains(&found) => Err(Misuse(format!(
             "stages.{}.initialize.path: {} was trained with objective {found}, but {reason}; give \
-             a checkpoint of objective {wanted}",
+             a checkpoint of objective {}",
             stage.name,
             path.display(),
+            wanted.join(" or "),
         ))
         .into()),
         _ => Ok(()),

@@ -7,12 +7,15 @@ use burn::module::Module;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use sesqui_distill::latent::Padding;
-use sesqui_distill::{Align, Joint, LatentConfig, Shortcut, ShortcutStageConfig, Supervised};
+use sesqui_distill::{Align, Halt, Joint, LatentConfig, Shortcut, ShortcutStageConfig, Supervised};
 use sesqui_eval::{EvaluationConfig, LatentMethod, Method, Task, TokenDecoding};
 use sesqui_model::Transformer;
 use sesqui_model::latent::LatentTransformer;
-use sesqui_reason::Decoding;
-use sesqui_shortcut::{ExitRule, HostRouter, KeyValueRule, Landing, Shortcuts};
+use sesqui_reason::{Decoding, HaltConfig};
+use sesqui_shortcut::{
+    EntryPosition, ExitRule, HostRouter, HostStepHead, KeyValueRule, Landing, ShortcutConfig,
+    Shortcuts, StepHead,
+};
 use sesqui_trainer::checkpoint::load_model;
 
 use crate::experiment::{Objective, Stage};
@@ -40,7 +43,12 @@ pub struct Latent {
     pub settings: LatentSettings,
     /// What is done to its latents before they are fed; as they come where there is nothing.
     pub refined: Option<Prepared>,
+    /// The head that says how many latent steps a question needs, after a `halt` stage.
+    pub head: Option<StepHead>,
+    /// When its reasoning stops before the last latent step.
+    pub halted: HaltConfig,
     hosts: Vec<HostRouter>,
+    host_head: Option<HostStepHead>,
 }
 
 /// What has to be known of a latent model beside its weights.
@@ -55,6 +63,12 @@ pub struct LatentSettings {
     pub key_values: KeyValueRule,
     /// Where a latent step goes on after one that left early.
     pub landing: Landing,
+    /// Whether it is given its learned position there; `None` in files that are older than the setting.
+    #[serde(default)]
+    pub entry_position: Option<EntryPosition>,
+    /// Shapes of routers and adapters, of a `halt` stage that has some: its own objective does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shortcuts: Option<ShortcutConfig>,
 }
 
 impl LatentSettings {
@@ -72,8 +86,18 @@ impl LatentSettings {
         Self {
             key_values: config.key_values,
             landing: config.landing,
+            entry_position: Some(config.entry_position()),
             ..self.clone()
         }
+    }
+
+    /// Reads what stage 2, trained as `config` says, left beside a checkpoint's weights.
+    fn read_with(checkpoint: &Path, config: &ShortcutStageConfig) -> Result<Self> {
+        let mut settings = Self::read(checkpoint)?;
+        settings
+            .entry_position
+            .get_or_insert(config.entry_position());
+        Ok(settings)
     }
 
     /// Reads the settings beside a checkpoint's weights.
@@ -104,6 +128,18 @@ impl Latent {
             shortcuts,
             settings,
             refined: None,
+            head: None,
+            halted: HaltConfig::Never,
+            host_head: None,
+        }
+    }
+
+    /// The same with a head that says how many latent steps a question needs.
+    pub fn with_head(self, head: StepHead) -> Self {
+        Self {
+            host_head: Some(head.on_host()),
+            head: Some(head),
+            ..self
         }
     }
 
@@ -144,7 +180,9 @@ impl Latent {
             rule: self.rule(reasoning.exit_threshold),
             key_values: self.settings.key_values,
             landing: self.settings.landing,
+            entry_position: self.settings.entry_position.unwrap_or_default(),
             refinement: self.refined.as_ref().map(Prepared::refinement),
+            halt: (&self.halted, self.host_head.as_ref()),
             answer_start: answer_start(task),
             decoding: decoding(task, config),
         }
@@ -176,7 +214,7 @@ impl Trained {
                 Ok(Self::latent(model.student, None, settings))
             }
             Objective::Shortcut(config) => {
-                let settings = LatentSettings::read(checkpoint)?;
+                let settings = LatentSettings::read_with(checkpoint, config)?;
                 let shortcuts = Shortcuts::new(&config.shortcuts, fresh.config(), 0, device);
                 let student =
                     LatentTransformer::new(fresh.clone(), &settings.latents.feedback, device);
@@ -185,7 +223,7 @@ impl Trained {
                 Ok(Self::latent(model.student, Some(model.shortcuts), settings))
             }
             Objective::Joint(config) => {
-                let settings = LatentSettings::read(checkpoint)?;
+                let settings = LatentSettings::read_with(checkpoint, &config.shortcut)?;
                 let shape = fresh.config();
                 let shortcuts = Shortcuts::new(&config.shortcut.shortcuts, shape, 0, device);
                 let student =
@@ -193,6 +231,17 @@ impl Trained {
                 let model = Joint::new(student, shortcuts, &fresh, config);
                 let model = load_model(checkpoint, model)?;
                 Ok(Self::latent(model.student, Some(model.shortcuts), settings))
+            }
+            Objective::Halt(config) => {
+                let settings = LatentSettings::read(checkpoint)?;
+                let shape = fresh.config();
+                let shortcuts = settings.shortcuts.as_ref();
+                let shortcuts = shortcuts.map(|config| Shortcuts::new(config, shape, 0, device));
+                let head = StepHead::new(config.hidden, settings.count, shape, 0, device);
+                let student =
+                    LatentTransformer::new(fresh.clone(), &settings.latents.feedback, device);
+                let model = load_model(checkpoint, Halt::new(student, shortcuts, head))?;
+                Ok(Self::halting(model, settings))
             }
         }
     }
@@ -209,6 +258,12 @@ impl Trained {
         settings: LatentSettings,
     ) -> Self {
         Self::Latent(Box::new(Latent::new(model, shortcuts, settings)))
+    }
+
+    /// A model that reasons in latent steps and has a head that says how many.
+    pub fn halting(model: Halt, settings: LatentSettings) -> Self {
+        let latent = Latent::new(model.student, model.shortcuts, settings);
+        Self::Latent(Box::new(latent.with_head(model.head)))
     }
 
     /// The transformer in it.
@@ -235,15 +290,25 @@ impl Trained {
         }
     }
 
+    /// From now on stops reasoning as `halt` says. Nothing changes where there are no latents.
+    pub fn halt(&mut self, halt: &HaltConfig) {
+        if let Self::Latent(latent) = self {
+            latent.halted = halt.clone();
+        }
+    }
+
     /// The same off the autodiff tape.
     pub fn for_inference(self) -> Self {
         match self {
             Self::Tokens(backbone) => Self::tokens(backbone.valid()),
-            Self::Latent(latent) => Self::latent(
-                latent.model.valid(),
-                latent.shortcuts.map(|shortcuts| shortcuts.valid()),
-                latent.settings,
-            ),
+            Self::Latent(latent) => {
+                let shortcuts = latent.shortcuts.map(|shortcuts| shortcuts.valid());
+                let plain = Latent::new(latent.model.valid(), shortcuts, latent.settings);
+                Self::Latent(Box::new(match latent.head {
+                    Some(head) => plain.with_head(head.valid()),
+                    None => plain,
+                }))
+            }
         }
     }
 
@@ -289,4 +354,60 @@ fn answer_start<'a>(task: &Task<'a>) -> &'a [u32] {
     task.encoded
         .first()
         .map_or(&[], |problem| &problem.answer_start)
+}
+
+#[cfg(test)]
+mod tests {
+    use sesqui_distill::shortcut::{CompositionConfig, EntryPositionChoice, ShortcutLoss};
+
+    use super::*;
+
+    /// Files older than the setting take what the loss trained; newer ones hold what was settled.
+    #[test]
+    fn a_position_above_the_bottom_is_as_the_loss_trained_it() {
+        let staircase = ShortcutStageConfig::default();
+        let composition = ShortcutStageConfig {
+            loss: ShortcutLoss::Composition(CompositionConfig::default()),
+            ..ShortcutStageConfig::default()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let old = LatentSettings {
+            latents: LatentConfig::default(),
+            count: 3,
+            key_values: KeyValueRule::default(),
+            landing: Landing::default(),
+            entry_position: None,
+            shortcuts: None,
+        };
+        let write = |settings: &LatentSettings, without: bool| {
+            let mut json = serde_json::to_value(settings).unwrap();
+            if without {
+                json.as_object_mut().unwrap().remove("entry_position");
+            }
+            std::fs::write(folder.path().join(LATENTS), json.to_string()).unwrap();
+        };
+        for (config, expected) in [
+            (&staircase, EntryPosition::EveryEntry),
+            (&composition, EntryPosition::CycleStart),
+        ] {
+            write(&old, true);
+            let read = LatentSettings::read_with(folder.path(), config).unwrap();
+            assert_eq!(read.entry_position, Some(expected));
+            let settled = old.with_shortcuts(config);
+            assert_eq!(settled.entry_position, Some(expected));
+            for (choice, expected) in [
+                (EntryPositionChoice::EveryEntry, EntryPosition::EveryEntry),
+                (EntryPositionChoice::CycleStart, EntryPosition::CycleStart),
+            ] {
+                let config = ShortcutStageConfig {
+                    entry_position: choice,
+                    ..config.clone()
+                };
+                write(&old.with_shortcuts(&config), false);
+                // Whatever the configuration says by then.
+                let read = LatentSettings::read_with(folder.path(), &composition).unwrap();
+                assert_eq!(read.entry_position, Some(expected));
+            }
+        }
+    }
 }

@@ -214,6 +214,8 @@ impl Workbench {
             count: config.latents.resolve(&self.train),
             key_values: KeyValueRule::default(),
             landing: Landing::default(),
+            entry_position: None,
+            shortcuts: None,
         }
     }
 
@@ -281,6 +283,13 @@ impl Workbench {
         .into())
     }
 
+    /// `limit` training problems spread over the split, 0 for all, and their encoding.
+    pub fn training_questions(&self, limit: usize) -> (Vec<Problem>, Vec<EncodedProblem>) {
+        spread(self.train.len(), limit)
+            .map(|index| (self.corpus.train[index].clone(), self.train[index].clone()))
+            .unzip()
+    }
+
     /// Training batches of a latent stage, with what did not fit its latent steps or `context`
     /// positions; `rollout` says
     /// for each optimizer step where the inputs of latent steps come from.
@@ -333,7 +342,7 @@ impl Workbench {
     }
 
     /// The validation questions that are asked and need no more latent steps and positions than there
-    /// are, in batches.
+    /// are, in batches, with those that need more.
     ///
     /// # Errors
     ///
@@ -343,16 +352,19 @@ impl Workbench {
         settings: &LatentSettings,
         context: usize,
         experiment: &Experiment,
-    ) -> Result<Vec<LatentBatch>> {
+    ) -> Result<(Vec<LatentBatch>, Vec<Skipped>)> {
         let rollout = Rollout::Student {
             correction: Correction::Never,
             exits: None,
         };
-        let mut kept = Vec::new();
+        let (mut kept, mut skipped) = (Vec::new(), Vec::new());
         for problem in &self.validation.encoded {
-            let fits = self.latent_end(settings, problem)? <= context;
-            if fits && settings.latents.needed(problem) <= settings.count {
+            let length = self.latent_end(settings, problem)?;
+            if length <= context && settings.latents.needed(problem) <= settings.count {
                 kept.push(problem.clone());
+            } else {
+                let id = problem.id.clone();
+                skipped.push(Skipped { id, length });
             }
         }
         let problems = self.latent_problems(settings, &kept)?;
@@ -362,7 +374,7 @@ impl Workbench {
             .chunks(experiment.evaluation.batch_size)
             .map(|rows| LatentBatch::collate(&problems, rows, positions, pad, rollout))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(batches)
+        Ok((batches, skipped))
     }
 
     /// Positions that a problem needs with latent steps.
@@ -459,7 +471,7 @@ fn latent_count(stage: &Stage) -> (String, &'static str) {
             "objective.align.latents",
             "lower latents.count or latents.positions",
         ),
-        Objective::Cot | Objective::NoCot | Objective::Shortcut(_) => {
+        Objective::Cot | Objective::NoCot | Objective::Shortcut(_) | Objective::Halt(_) => {
             ("initialize", "start from a student with fewer latent steps")
         }
     };

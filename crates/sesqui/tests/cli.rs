@@ -12,6 +12,8 @@ mod architecture;
 mod compared;
 #[path = "cli/experiments.rs"]
 mod experiments;
+#[path = "cli/halting.rs"]
+mod halting;
 #[path = "cli/help.rs"]
 mod help;
 #[path = "cli/likelihood.rs"]
@@ -23,5 +25,7 @@ mod refusals;
 mod resume;
 #[path = "cli/runs.rs"]
 mod runs;
+#[path = "cli/starts.rs"]
+mod starts;
 #[path = "cli/support.rs"]
 mod support;

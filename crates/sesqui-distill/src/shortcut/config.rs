@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 use sesqui_shortcut::early_exit::EarlyExitConfig;
 use sesqui_shortcut::soft::SoftConfig;
-use sesqui_shortcut::{KeyValueRule, Landing, ShortcutConfig};
+use sesqui_shortcut::{EntryPosition, KeyValueRule, Landing, ShortcutConfig};
 
 use crate::latent::SlotLabel;
+use crate::student::Staircase;
 
 /// Stage 2 as a setting.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -17,10 +18,26 @@ pub struct ShortcutStageConfig {
     pub key_values: KeyValueRule,
     /// Where a latent step goes on after one that left early (D1).
     pub landing: Landing,
+    /// Whether it is given its learned position there (D4).
+    pub entry_position: EntryPositionChoice,
     /// Which weights move.
     pub trains: Trains,
     /// What is minimised.
     pub loss: ShortcutLoss,
+}
+
+/// Whether a latent step that goes on above the bottom is given its learned position there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EntryPositionChoice {
+    /// As the loss trains it: the staircase takes [`EntryPosition::EveryEntry`], the composition, whose
+    /// Eq. 5 adds no position between layers, [`EntryPosition::CycleStart`].
+    #[default]
+    ByLoss,
+    /// [`EntryPosition::EveryEntry`].
+    EveryEntry,
+    /// [`EntryPosition::CycleStart`].
+    CycleStart,
 }
 
 /// Which weights move in stage 2.
@@ -148,6 +165,29 @@ pub enum StudentInputs {
 }
 
 impl ShortcutStageConfig {
+    /// Whether a latent step that goes on above the bottom is given its learned position, settled.
+    pub fn entry_position(&self) -> EntryPosition {
+        match (self.entry_position, &self.loss) {
+            (EntryPositionChoice::EveryEntry, _)
+            | (EntryPositionChoice::ByLoss, ShortcutLoss::Staircase(_)) => {
+                EntryPosition::EveryEntry
+            }
+            (EntryPositionChoice::CycleStart, _)
+            | (EntryPositionChoice::ByLoss, ShortcutLoss::Composition(_)) => {
+                EntryPosition::CycleStart
+            }
+        }
+    }
+
+    /// The staircase of inference, which the staircase loss trains too.
+    pub fn staircase(&self) -> Staircase {
+        Staircase {
+            key_values: self.key_values,
+            landing: self.landing,
+            entry_position: self.entry_position(),
+        }
+    }
+
     /// What is wrong with the numbers, if anything: the key and the reason.
     pub fn problem(&self) -> Option<(String, String)> {
         if let Some((key, reason)) = self.shortcuts.problem() {

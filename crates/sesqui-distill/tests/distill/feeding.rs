@@ -12,7 +12,7 @@ use sesqui_distill::student::{Lesson, Staircase, own_inputs, staircase_inputs};
 use sesqui_distill::{Align, LatentBatch, Rollout};
 use sesqui_model::LatentTransformer;
 use sesqui_shortcut::walk::ExitRule;
-use sesqui_shortcut::{ExitPlan, KeyValueRule, Landing, Shortcuts, staircase_pass};
+use sesqui_shortcut::{EntryPosition, ExitPlan, KeyValueRule, Landing, Shortcuts, staircase_pass};
 
 use crate::support::{CLOSE, D_MODEL, Data, LAYERS, assert_close, plain, shaken, values};
 
@@ -63,9 +63,11 @@ impl Setup {
         let staircase = Staircase {
             key_values,
             landing,
+            entry_position: exits.entry_position,
         };
         let (fed, traces) = own_inputs(&self.student, batch, rule, staircase, None);
-        let plan = ExitPlan::from_exits(rows, slots, LAYERS, landing, leaves);
+        let plan = ExitPlan::from_exits(rows, slots, LAYERS, landing, leaves)
+            .with_entry_position(exits.entry_position);
         for (row, traces) in traces.iter().enumerate() {
             for (slot, trace) in traces.iter().enumerate() {
                 let planned = plan.slot(row, slot);
@@ -87,6 +89,7 @@ struct Exits<'a> {
     shortcuts: Option<&'a Shortcuts>,
     key_values: KeyValueRule,
     landing: Landing,
+    entry_position: EntryPosition,
 }
 
 struct Walked {
@@ -164,19 +167,27 @@ fn the_parallel_pass_repeats_the_walk() {
         for (number, leaves) in all.into_iter().enumerate() {
             for shortcuts in [None, Some(&setup.shortcuts)] {
                 for key_values in [KeyValueRule::Holes, KeyValueRule::Fill] {
-                    for landing in [Landing::SameBoundary, Landing::NextBoundary] {
+                    for (landing, entry_position) in [
+                        (Landing::SameBoundary, EntryPosition::EveryEntry),
+                        (Landing::NextBoundary, EntryPosition::EveryEntry),
+                        (Landing::SameBoundary, EntryPosition::CycleStart),
+                        (Landing::NextBoundary, EntryPosition::CycleStart),
+                    ] {
                         let leaves = leaves.clone();
                         let exits = Exits {
                             leaves,
                             shortcuts,
                             key_values,
                             landing,
+                            entry_position,
                         };
                         let walked = setup.walk(&batch, &exits);
                         assert_eq!(walked.plan.is_full(), exits.leaves.is_none());
                         let (fed, states) = walked.compared(&batch);
                         assert!(fed.len() >= 4 * D_MODEL);
-                        let what = format!("exits {number}, {key_values:?}, {landing:?}");
+                        let what = format!(
+                            "exits {number}, {key_values:?}, {landing:?}, {entry_position:?}"
+                        );
                         assert_close(&what, &states, &fed, CLOSE);
                     }
                 }
@@ -199,6 +210,7 @@ fn a_row_alone_is_the_row_in_a_batch() {
                     shortcuts: Some(&setup.shortcuts),
                     key_values: KeyValueRule::Holes,
                     landing: Landing::SameBoundary,
+                    entry_position: EntryPosition::EveryEntry,
                 };
                 setup.walk(batch, &exits)
             };

@@ -7,12 +7,15 @@ use burn::optim::AdamWConfig;
 use burn::train::{InferenceStep, TrainStep};
 use sesqui_distill::align::Teacher;
 use sesqui_distill::latent::Correction;
-use sesqui_distill::rollout::exits_drawn;
-use sesqui_distill::shortcut::{CompositionConfig, ShortcutLoss, Trains};
+use sesqui_distill::loss::hidden_states;
+use sesqui_distill::rollout::{Leaves, exits_drawn};
+use sesqui_distill::shortcut::{CompositionConfig, EntryPositionChoice, ShortcutLoss, Trains};
+use sesqui_distill::student::{Lesson, Outcome, own_inputs, staircase_inputs};
 use sesqui_distill::{Align, Joint, JointBatch, JointConfig, Rollout, Shortcut};
+use sesqui_shortcut::{ExitPlan, ExitRule, KeyValueRule, Landing, staircase_pass};
 
 use crate::by_hand::{FAMILIES, Models, all};
-use crate::support::{gradients, measured, moved, parameters, tracked, values};
+use crate::support::{LAYERS, gradients, measured, moved, parameters, plain, tracked, values};
 
 /// Both teachers and both losses, with dropout.
 fn configs() -> Vec<JointConfig> {
@@ -42,6 +45,7 @@ fn joint(models: &Models, config: &JointConfig) -> Joint {
 
 fn align(models: &Models, config: &JointConfig) -> Align {
     Align::new(models.student.clone(), &models.teacher, &config.align)
+        .on_staircase(config.shortcut.staircase())
 }
 
 fn shortcut(models: &Models, config: &JointConfig) -> Shortcut {
@@ -121,6 +125,96 @@ fn both_stages_are_learned_and_told_apart() {
             assert!(!found.is_autodiff());
             let alone = [values(first), values(second)].concat();
             assert_eq!(values(found)[1..], alone);
+        }
+    }
+}
+
+/// Steps that exit dropout lets leave stand on the staircase that the shortcuts are trained on: the
+/// losses of stage 1 are those of a pass over that staircase, not of the default one.
+#[test]
+fn exit_dropout_leaves_on_the_staircase_of_the_shortcuts() {
+    let device = tracked();
+    let models = Models::new(FAMILIES[0], &device);
+    let seed = (0..)
+        .find(|&seed| {
+            let batch = all(Rollout::TeacherForced);
+            let leaves = Leaves::dropout(&batch, seed, 0.0);
+            (0..3).any(|row| leaves.leaves(row, 1, 1))
+        })
+        .unwrap();
+    let rollout = Rollout::Student {
+        correction: Correction::Never,
+        exits: Some(seed),
+    };
+    let batch = all(rollout);
+    let answer_loss = "align/answer";
+    let mut found = Vec::new();
+    for (key_values, landing, entry) in [
+        (
+            KeyValueRule::Holes,
+            Landing::SameBoundary,
+            EntryPositionChoice::ByLoss,
+        ),
+        (
+            KeyValueRule::Fill,
+            Landing::SameBoundary,
+            EntryPositionChoice::ByLoss,
+        ),
+        (
+            KeyValueRule::Holes,
+            Landing::NextBoundary,
+            EntryPositionChoice::ByLoss,
+        ),
+        (
+            KeyValueRule::Holes,
+            Landing::SameBoundary,
+            EntryPositionChoice::CycleStart,
+        ),
+        (
+            KeyValueRule::Fill,
+            Landing::NextBoundary,
+            EntryPositionChoice::CycleStart,
+        ),
+    ] {
+        let mut config = JointConfig::default();
+        config.shortcut.key_values = key_values;
+        config.shortcut.landing = landing;
+        config.shortcut.entry_position = entry;
+        let losses = TrainStep::step(
+            &joint(&models, &config),
+            JointBatch::new(batch.clone(), exits_drawn(1, 1)),
+        );
+        let names = losses.item.names;
+        let at = names.iter().position(|name| *name == answer_loss).unwrap();
+        let answer = values(losses.item.losses)[at];
+
+        // The same from its pieces.
+        let student = models.student.valid();
+        let leaves = Leaves::dropout(&batch, seed, 0.0);
+        let leaves = |row: usize, slot: usize, at: usize| leaves.leaves(row, slot, at);
+        let staircase = config.shortcut.staircase();
+        let rule = ExitRule::Plan {
+            shortcuts: None,
+            leaves: &leaves,
+        };
+        let latents = own_inputs(&student, &batch, rule, staircase, None).0;
+        let (rows, slots) = (batch.batch, batch.slots);
+        let plan = ExitPlan::from_exits(rows, slots, LAYERS, landing, leaves)
+            .with_entry_position(staircase.entry_position);
+        assert!(!plan.is_full());
+        let inputs = staircase_inputs(&student, &batch, latents);
+        let pass = staircase_pass(&student, None, inputs, &plan, key_values);
+        let teacher = models.teacher.valid();
+        let chain = hidden_states(&teacher, &batch.teacher);
+        let lesson = Lesson::new(&teacher, chain, &batch, &plain());
+        let outcome = Outcome::new(&student, pass, &lesson, &batch, |_, _| true);
+        let expected = values(outcome.answer_loss(&student, &batch))[0];
+        assert!((answer - expected).abs() < 1e-5, "{answer} and {expected}");
+        found.push(answer);
+    }
+    for (index, answer) in found.iter().enumerate() {
+        for other in &found[..index] {
+            assert!((answer - other).abs() > 1e-4, "{found:?}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::train::InferenceStep;
-use sesqui_distill::align::{AlignConfig, Teacher};
+use sesqui_distill::align::{AlignConfig, Teacher, TokenScale};
 use sesqui_distill::latent::Padding;
 use sesqui_distill::loss::hidden_states;
 use sesqui_distill::student::{Lesson, staircase_inputs};
@@ -43,10 +43,16 @@ fn losses_of_alignment_are_those_of_plain_loops() {
     let (data, device) = (Data::new(), plain());
     let base = data.teacher(1, &device);
     let student = data.student(&base, &device);
-    for (padding, kind) in [
-        (Padding::Answer, Teacher::Frozen),
-        (Padding::None, Teacher::Shared),
+    for (padding, kind, scale) in [
+        (Padding::Answer, Teacher::Frozen, TokenScale::Mean),
+        (Padding::None, Teacher::Shared, TokenScale::Mean),
+        (Padding::None, Teacher::Shared, TokenScale::Sum),
     ] {
+        // Three problems.
+        let over_tokens = |values: Vec<f64>| match scale {
+            TokenScale::Mean => mean(values.into_iter()),
+            TokenScale::Sum => values.into_iter().sum::<f64>() / 3.0,
+        };
         let teacher = match kind {
             Teacher::Frozen => base.clone(),
             Teacher::Shared => student.backbone.clone(),
@@ -54,10 +60,11 @@ fn losses_of_alignment_are_those_of_plain_loops() {
         let mut batch = data.batch(padding, &[1, 6, 11], Rollout::TeacherForced);
         // As if a token of the answer were inside a longer marker.
         batch.answer_weights[2] = 0.0;
-        let config = AlignConfig {
+        let mut config = AlignConfig {
             teacher: kind,
             ..AlignConfig::default()
         };
+        config.weights.scale = scale;
         let model = Align::new(student.clone(), &teacher, &config).valid();
         let found = values(InferenceStep::step(&model, batch.clone()).losses);
 
@@ -77,7 +84,8 @@ fn losses_of_alignment_are_those_of_plain_loops() {
         let answers = answers
             .zip(&batch.answer_weights)
             .filter(|(_, weight)| **weight > 0.0);
-        let answer = mean(answers.map(|((cell, token), _)| said(*cell, *token)));
+        let answer = answers.map(|((cell, token), _)| said(*cell, *token));
+        let answer = over_tokens(answer.collect());
         let pairs = batch.answer_cells.iter().zip(&batch.answer_target_cells);
         let apart = |a: usize, b: usize| squared(&states[a], &wanted[b]);
         let answer_alignment = mean(pairs.map(|(a, b)| apart(*a as usize, *b as usize)));
@@ -102,9 +110,9 @@ fn losses_of_alignment_are_those_of_plain_loops() {
         if kind == Teacher::Shared {
             let cells = (0..batch.teacher.real.len())
                 .filter(|cell| batch.teacher.loss_weights[*cell] > 0.0);
-            let chain = mean(
-                cells.map(|cell| surprise(&teacher, &wanted[cell], batch.teacher.target_ids[cell])),
-            );
+            let chain =
+                cells.map(|cell| surprise(&teacher, &wanted[cell], batch.teacher.target_ids[cell]));
+            let chain = over_tokens(chain.collect());
             expected.push(chain);
             total += chain;
         }

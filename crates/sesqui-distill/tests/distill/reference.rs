@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::train::{InferenceStep, TrainStep};
-use sesqui_distill::align::{AlignConfig, AlignWeights, Teacher};
+use sesqui_distill::align::{AlignConfig, AlignWeights, Teacher, TokenScale};
 use sesqui_distill::latent::{Correction, LatentBatch, SlotLabel};
 use sesqui_distill::loss::hidden_states;
 use sesqui_distill::rollout::{ExitDropout, Leaves};
@@ -23,6 +23,7 @@ const WEIGHTS: AlignWeights = AlignWeights {
     reasoning_alignment: 0.9,
     read_out: 2.0,
     teacher: 0.5,
+    scale: TokenScale::Mean,
 };
 
 /// Means of a few to a few hundred terms, each of which carries some roundings of 6e-8: measured

@@ -10,16 +10,17 @@ use sesqui_distill::latent::Padding;
 use sesqui_distill::rollout::{ExitDropout, Feeding, exits_drawn, rollout};
 use sesqui_distill::shortcut::{CompositionConfig, Leaving, ShortcutLoss, StaircaseConfig, Trains};
 use sesqui_distill::{
-    Align, Joint, JointBatch, JointBatches, JointConfig, LatentBatch, LatentBatches, Rollout,
-    Shortcut, ShortcutStageConfig,
+    Align, Halt, HaltBatch, HaltBatches, Joint, JointBatch, JointBatches, JointConfig, LatentBatch,
+    LatentBatches, Rollout, Shortcut, ShortcutStageConfig,
 };
 use sesqui_run::{MetricRow, RowWriter};
+use sesqui_shortcut::StepHead;
 use sesqui_trainer::{
     Batches, CheckpointPolicy, Checkpoints, Fit, Objective, Renderer, Stop, TrainingConfig,
     Validation, fit,
 };
 
-use crate::support::{Data, RESULTS, moved, parameters, tracked, values};
+use crate::support::{D_MODEL, Data, RESULTS, moved, parameters, tracked, values};
 
 const STEPS: u64 = 6;
 const PARTS: u64 = 2;
@@ -268,6 +269,52 @@ fn stage_2_ends_in_the_same_bytes() {
                 .val()
                 .is_autodiff()
         );
+    }
+}
+
+/// The head alone moves; the model under it, with shortcuts or without, not by a bit.
+#[test]
+fn a_head_ends_in_the_same_bytes_and_moves_nothing_else() {
+    for (with_shortcuts, hidden) in [(true, 5), (false, 0)] {
+        let data = Data::new();
+        let config = BatchConfig {
+            batch_size: 4,
+            ..BatchConfig::default()
+        };
+        let states = (0..12 * D_MODEL).map(|index| (index as f32 * 12.9898).sin());
+        let labelled = HaltBatch {
+            states: states.collect(),
+            labels: (0..12).map(|row| row % 4 + 1).collect(),
+        };
+        let names = data.encoded.iter().map(|problem| problem.id.clone());
+        let lengths = data.encoded.iter().map(|problem| problem.question.len());
+        let (names, lengths) = (names.collect(), lengths.collect());
+        let batches = HaltBatches::new(labelled, names, lengths, &config, PARTS, SEED).unwrap();
+        let course = Course {
+            data,
+            batches,
+            read: |_: LatentBatch| HaltBatch {
+                states: vec![0.5; D_MODEL],
+                labels: vec![2],
+            },
+        };
+        let model = || {
+            let teacher = course.data.teacher(1, &tracked());
+            let student = course.data.student(&teacher, &tracked());
+            let shortcuts = course.data.shortcuts(&teacher, &tracked());
+            let head = StepHead::new(hidden, 4, teacher.config(), SEED, &tracked());
+            Halt::new(student, with_shortcuts.then_some(shortcuts), head)
+        };
+        let trained = course.check(&format!("{with_shortcuts}, {hidden}"), model);
+        let start = model();
+        let student = moved(&parameters(&start.student), &parameters(&trained.student));
+        assert!(student.is_empty(), "{student:?}");
+        if let (Some(start), Some(trained)) = (&start.shortcuts, &trained.shortcuts) {
+            let shortcuts = moved(&parameters(start), &parameters(trained));
+            assert!(shortcuts.is_empty(), "{shortcuts:?}");
+        }
+        let head = moved(&parameters(&start.head), &parameters(&trained.head));
+        assert_eq!(head.len(), if hidden > 0 { 4 } else { 2 }, "{head:?}");
     }
 }
 

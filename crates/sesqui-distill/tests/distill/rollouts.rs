@@ -8,7 +8,7 @@ use sesqui_distill::rollout::{Leaves, generator, uniform};
 use sesqui_distill::student::{Lesson, Staircase, own_inputs, staircase_inputs};
 use sesqui_shortcut::plan::Slot;
 use sesqui_shortcut::walk::{ExitRule, SlotTrace};
-use sesqui_shortcut::{ExitPlan, KeyValueRule, Landing, staircase_pass};
+use sesqui_shortcut::{EntryPosition, ExitPlan, KeyValueRule, Landing, staircase_pass};
 
 use crate::by_hand::{COUNT, FAMILIES, Models, VOCABULARY, all, batch, problems, read};
 use crate::support::{CLOSE, D_MODEL, LAYERS, assert_close, plain, values};
@@ -78,7 +78,9 @@ fn play(
         });
         slots.collect()
     });
-    let plan = ExitPlan::from_rows(plan.collect(), LAYERS, staircase.landing).unwrap();
+    let plan = ExitPlan::from_rows(plan.collect(), LAYERS, staircase.landing)
+        .unwrap()
+        .with_entry_position(staircase.entry_position);
     let cut = |all: Vec<f32>, columns: usize| -> Vec<Vec<Vec<f32>>> {
         let rows = all.chunks(columns * D_MODEL);
         rows.map(|row| row.chunks(D_MODEL).map(<[f32]>::to_vec).collect())
@@ -119,9 +121,15 @@ fn staircases() -> Vec<Staircase> {
     [KeyValueRule::Holes, KeyValueRule::Fill]
         .into_iter()
         .flat_map(|key_values| {
-            [Landing::SameBoundary, Landing::NextBoundary].map(|landing| Staircase {
+            [
+                (Landing::SameBoundary, EntryPosition::EveryEntry),
+                (Landing::NextBoundary, EntryPosition::EveryEntry),
+                (Landing::SameBoundary, EntryPosition::CycleStart),
+            ]
+            .map(|(landing, entry_position)| Staircase {
                 key_values,
                 landing,
+                entry_position,
             })
         })
         .collect()

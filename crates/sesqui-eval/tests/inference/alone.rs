@@ -8,7 +8,7 @@ use sesqui_model::{
 };
 use sesqui_reason::{Decoding, LatentDecoding};
 use sesqui_shortcut::{
-    AdapterConfig, KeyValueRule, Landing, RouterConfig, ShortcutConfig, Shortcuts,
+    AdapterConfig, EntryPosition, KeyValueRule, Landing, RouterConfig, ShortcutConfig, Shortcuts,
 };
 
 use crate::support::{VOCABULARY, integers, plain, shape, values};
@@ -198,7 +198,12 @@ pub fn alone_refined(
                 };
                 found.adapted += 1;
                 let enter = left + usize::from(plan.landing == Landing::NextBoundary);
-                (enter, model.backbone.with_positions(adapted, at))
+                match plan.entry_position {
+                    EntryPosition::EveryEntry => {
+                        (enter, model.backbone.with_positions(adapted, at))
+                    }
+                    EntryPosition::CycleStart => (enter, adapted),
+                }
             }
         };
         let enter = boundary;
@@ -295,6 +300,7 @@ pub fn decoding<'a>(
         answer_position: starts.iter().map(|&start| slot(start, steps)).collect(),
         answer_start,
         landing,
+        entry_position: EntryPosition::EveryEntry,
         decoding: Decoding {
             stop: 7,
             max_tokens: 6,

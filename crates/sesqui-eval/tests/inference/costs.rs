@@ -2,8 +2,8 @@
 
 use sesqui_eval::{LatentMethod, Method};
 use sesqui_model::latent::SlotPositions;
-use sesqui_reason::Decoding;
-use sesqui_shortcut::{ExitRule, KeyValueRule, Landing};
+use sesqui_reason::{Decoding, HaltConfig};
+use sesqui_shortcut::{EntryPosition, ExitRule, KeyValueRule, Landing};
 
 use crate::alone::{LAYERS, Leave, alone, latent_model};
 use crate::support::{FAMILIES, VOCABULARY, plain, prompt, questions};
@@ -65,7 +65,9 @@ fn flops_and_layer_calls_are_what_ran() {
                     rule,
                     key_values,
                     landing: Landing::SameBoundary,
+                    entry_position: EntryPosition::EveryEntry,
                     refinement: None,
+                    halt: (&HaltConfig::Never, None),
                     answer_start: &[11, 4],
                     decoding: Decoding {
                         stop: 7,
@@ -82,6 +84,7 @@ fn flops_and_layer_calls_are_what_ran() {
                     answer_position: starts.iter().map(|start| start + 15).collect(),
                     answer_start: &[11, 4],
                     landing: Landing::SameBoundary,
+                    entry_position: EntryPosition::EveryEntry,
                     decoding: method.decoding,
                 };
                 for (row, response) in found.rows.iter().enumerate() {

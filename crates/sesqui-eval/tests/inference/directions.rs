@@ -8,10 +8,10 @@ use sesqui_reason::refine::{
     AuxiliaryWork, Context, Direction, LayerRuns, Norm, Scaling, Sign, gated,
 };
 use sesqui_reason::{
-    Calibration, Calibrator, LatentDecoded, PromptError, References, RefineConfig, Refinement,
-    latent_refined, observe,
+    Calibration, Calibrator, HaltConfig, LatentDecoded, PromptError, References, RefineConfig,
+    Refinement, latent_refined, observe,
 };
-use sesqui_shortcut::{ExitRule, KeyValueRule, Landing};
+use sesqui_shortcut::{EntryPosition, ExitRule, KeyValueRule, Landing};
 
 use crate::alone::{Leave, alone_refined, latent_model};
 use crate::by_hand::{
@@ -293,7 +293,9 @@ fn costs_are_what_ran() {
             rule: ExitRule::Full,
             key_values: KeyValueRule::Holes,
             landing: Landing::SameBoundary,
+            entry_position: EntryPosition::EveryEntry,
             refinement,
+            halt: (&HaltConfig::Never, None),
             answer_start: &[11, 4],
             // Every answer is as long as the other.
             decoding: sesqui_reason::Decoding {

@@ -2,7 +2,7 @@
 
 use sesqui_model::{Family, LatentTransformer};
 use sesqui_reason::{Decoding, LatentDecoded, LatentDecoding, Prompt, PromptError, latent};
-use sesqui_shortcut::{ExitRule, HostRouter, KeyValueRule, Landing, Shortcuts};
+use sesqui_shortcut::{EntryPosition, ExitRule, HostRouter, KeyValueRule, Landing, Shortcuts};
 
 use crate::alone::{Alone, LAYERS, Leave, alone, decoding, latent_model};
 use crate::support::{FAMILIES, Questions, VOCABULARY, plain, prompt, questions, values};
@@ -11,6 +11,14 @@ use crate::support::{FAMILIES, Questions, VOCABULARY, plain, prompt, questions, 
 const CLOSE: f32 = 1e-5;
 const KEY_VALUES: [KeyValueRule; 2] = [KeyValueRule::Holes, KeyValueRule::Fill];
 const LANDINGS: [Landing; 2] = [Landing::SameBoundary, Landing::NextBoundary];
+
+/// Where a slot goes on after an exit, and whether it is given its position there.
+const ENTRIES: [(Landing, EntryPosition); 4] = [
+    (Landing::SameBoundary, EntryPosition::EveryEntry),
+    (Landing::NextBoundary, EntryPosition::EveryEntry),
+    (Landing::SameBoundary, EntryPosition::CycleStart),
+    (Landing::NextBoundary, EntryPosition::CycleStart),
+];
 
 /// Five questions, most of them with pads before them when together.
 fn five() -> Questions {
@@ -29,6 +37,7 @@ struct Subject<'a> {
     hosts: &'a [HostRouter],
     key_values: KeyValueRule,
     landing: Landing,
+    entry_position: EntryPosition,
     answer_start: &'a [u32],
     steps: usize,
 }
@@ -80,12 +89,15 @@ impl Subject<'_> {
     }
 
     fn plan(&self, questions: &Questions) -> LatentDecoding<'_> {
-        decoding(
-            self.steps,
-            &starts(questions),
-            self.answer_start,
-            self.landing,
-        )
+        LatentDecoding {
+            entry_position: self.entry_position,
+            ..decoding(
+                self.steps,
+                &starts(questions),
+                self.answer_start,
+                self.landing,
+            )
+        }
     }
 
     fn alone(&self, rule: Rule, questions: &Questions, row: usize) -> Alone {
@@ -131,10 +143,11 @@ fn check(subject: &Subject<'_>, rule: Rule) -> LatentDecoded {
     let wider = subject.run(rule, &questions, 12, &names);
     for row in 0..questions.len() {
         let what = format!(
-            "{:?}, {rule:?}, {:?}, {:?}, row {row}",
+            "{:?}, {rule:?}, {:?}, {:?}, {:?}, row {row}",
             subject.model.backbone.config().family,
             subject.key_values,
-            subject.landing
+            subject.landing,
+            subject.entry_position
         );
         let expected = subject.alone(rule, &questions, row);
         let single = vec![questions[row].clone()];
@@ -180,7 +193,7 @@ impl Kinds {
     }
 }
 
-/// All rules with all ways of holding keys and of going on.
+/// All rules with all ways of holding keys, of going on and of standing there.
 fn check_all(rules: &[Rule]) {
     let mut kinds = Kinds::default();
     let mut tokens = Vec::new();
@@ -189,13 +202,14 @@ fn check_all(rules: &[Rule]) {
             let (model, shortcuts) = latent_model(family, 3, hidden);
             let hosts = shortcuts.routers_on_host();
             for key_values in KEY_VALUES {
-                for landing in LANDINGS {
+                for (landing, entry_position) in ENTRIES {
                     let subject = Subject {
                         model: &model,
                         shortcuts: &shortcuts,
                         hosts: &hosts,
                         key_values,
                         landing,
+                        entry_position,
                         answer_start: &[11, 4],
                         steps: 5,
                     };
@@ -243,6 +257,7 @@ fn full_steps_together_alone_and_by_hand() {
                 hosts: &[],
                 key_values: KeyValueRule::Holes,
                 landing: Landing::SameBoundary,
+                entry_position: EntryPosition::EveryEntry,
                 answer_start,
                 steps,
             };
@@ -309,6 +324,88 @@ fn nobody_leaving_is_the_full_walk_bit_for_bit() {
     }
 }
 
+/// Nothing is read from the device before the answer where nobody has to decide; under routers once for
+/// each place at which some row stood, however many rows did.
+#[test]
+fn deciding_costs_one_read_for_each_group_and_nothing_else_is_read() {
+    for family in FAMILIES {
+        let (model, shortcuts) = latent_model(family, 4, 0);
+        let hosts = shortcuts.routers_on_host();
+        let questions = five();
+        let steps = 4;
+        let plan = decoding(steps, &starts(&questions), &[11], Landing::SameBoundary);
+        let prompt = prompt(&questions, 9, 0);
+        let run = |rule| {
+            let rule_of_keys = KeyValueRule::Holes;
+            latent(&model, rule, rule_of_keys, &prompt, &plan, &plain()).unwrap()
+        };
+        let routers = |threshold: f64| ExitRule::Routers {
+            shortcuts: &shortcuts,
+            hosts: &hosts,
+            threshold,
+        };
+        let planned = ExitRule::Plan {
+            shortcuts: Some(&shortcuts),
+            leaves: &told,
+        };
+        for rule in [ExitRule::Full, planned, routers(1.0)] {
+            assert_eq!(run(rule).reads, 0);
+        }
+        // In step: all five rows stand at every boundary below the top of all but the last slot.
+        assert_eq!(run(routers(0.999_999)).reads, (steps - 1) * (LAYERS - 1));
+        for threshold in [0.0, 0.2, 0.5, 0.8] {
+            let found = run(routers(threshold));
+            let mut asked: Vec<(usize, usize)> = found
+                .rows
+                .iter()
+                .flat_map(|row| row.slots.iter().enumerate())
+                .flat_map(|(slot, trace)| trace.weights.iter().map(move |&(at, _)| (slot, at)))
+                .collect();
+            asked.sort_unstable();
+            asked.dedup();
+            assert_eq!(found.reads, asked.len(), "{family:?}, {threshold}");
+        }
+    }
+}
+
+/// The states with which rows left are kept, each once and under its row.
+#[test]
+fn states_that_were_handed_on_are_kept() {
+    for family in FAMILIES {
+        let (model, shortcuts) = latent_model(family, 3, 0);
+        let questions = five();
+        let plan = decoding(4, &starts(&questions), &[11], Landing::SameBoundary);
+        let run = |questions: &Questions, names: &[usize]| {
+            let leaves = |row: usize, slot: usize, at: usize| told(names[row], slot, at);
+            let rule = ExitRule::Plan {
+                shortcuts: Some(&shortcuts),
+                leaves: &leaves,
+            };
+            let plan = decoding(4, &starts(questions), &[11], Landing::SameBoundary);
+            let prompt = prompt(questions, 9, 0);
+            latent(&model, rule, KeyValueRule::Holes, &prompt, &plan, &plain()).unwrap()
+        };
+        let together = run(&questions, &[0, 1, 2, 3, 4]);
+        let mut early = 0;
+        for (row, question) in questions.iter().enumerate() {
+            let one = run(&vec![question.clone()], &[row]);
+            for slot in 0..plan.latent_steps {
+                let left = together.rows[row].slots[slot].leave < LAYERS;
+                let found = together.handed_on(row, slot).map(values);
+                let expected = one.handed_on(0, slot).map(values);
+                assert_eq!((found.is_some(), expected.is_some()), (left, left));
+                let pairs = found.iter().flatten().zip(expected.iter().flatten());
+                for (found, expected) in pairs {
+                    // States within the layers are up to ten times as long as normed ones.
+                    assert!((found - expected).abs() < 10.0 * CLOSE);
+                }
+                early += usize::from(left);
+            }
+        }
+        assert!(early > 5, "{early}");
+    }
+}
+
 /// Slots that hand a state on without running a layer.
 #[test]
 fn slots_may_run_no_layer() {
@@ -359,6 +456,33 @@ fn an_exit_costs_what_its_landing_says() {
         let found = latent(&model, rule, KeyValueRule::Holes, &prompt, &plan, &plain()).unwrap();
         let slots = found.rows[0].slots.iter().map(|slot| slot.layer_calls());
         assert_eq!(slots.sum::<usize>(), calls);
+    }
+}
+
+/// A learned position is added above the bottom or not; a rotary one is not there to be added.
+#[test]
+fn a_position_is_added_on_entering_only_where_asked_and_learned() {
+    for family in FAMILIES {
+        let (model, shortcuts) = latent_model(family, 3, 0);
+        let questions = five();
+        let leaves = |_: usize, slot: usize, boundary: usize| slot == 1 && boundary == 2;
+        let rule = ExitRule::Plan {
+            shortcuts: Some(&shortcuts),
+            leaves: &leaves,
+        };
+        let states = [EntryPosition::EveryEntry, EntryPosition::CycleStart].map(|entry_position| {
+            let plan = LatentDecoding {
+                entry_position,
+                ..decoding(3, &starts(&questions), &[11], Landing::SameBoundary)
+            };
+            let prompt = prompt(&questions, 9, 0);
+            let found = latent(&model, rule, KeyValueRule::Holes, &prompt, &plan, &plain());
+            let states = found.unwrap().states.into_iter();
+            states.map(values).collect::<Vec<_>>()
+        });
+        // The third slot is the only one that enters above the bottom.
+        assert_eq!(states[0][..3], states[1][..3], "{family:?}");
+        assert_eq!(states[0][3] != states[1][3], family == Family::Gpt2);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Scores, costs and times of a method that answers from a script.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use burn::module::{Module, ModuleVisitor, Param};
@@ -22,6 +22,8 @@ struct Script<'a> {
     replies: Vec<String>,
     /// Numbers of the problems of every call.
     calls: RefCell<Vec<Vec<usize>>>,
+    /// Number of a call that takes a thousand times as long.
+    slow: Cell<Option<usize>>,
 }
 
 impl<'a> Script<'a> {
@@ -38,6 +40,7 @@ impl<'a> Script<'a> {
             exercises,
             replies,
             calls: RefCell::default(),
+            slow: Cell::default(),
         }
     }
 }
@@ -72,9 +75,14 @@ impl Method for Script<'_> {
                 slots: vec![SlotTrace::default(); problem % 3],
                 flops: 1e6 * problem as f64,
                 reason_flops: 1e5 * problem as f64,
+                probe_layer_calls: problem,
+                probe_flops: 1e4 * problem as f64,
             })
             .collect();
-        let times = |each: u64| Duration::from_millis(asked.iter().map(|&p| each * p as u64).sum());
+        let slow = self.slow.get() == Some(self.calls.borrow().len());
+        let factor = if slow { 1_000 } else { 1 };
+        let sum: u64 = asked.iter().map(|&problem| problem as u64).sum();
+        let times = |each: u64| Duration::from_millis(factor * each * sum);
         let responses = Responses {
             rows,
             prefill: times(1),
@@ -225,7 +233,8 @@ fn timed_questions_are_spread_over_the_task() {
     let exercises = ten();
     let table: [(usize, usize, usize, &[&[usize]]); 6] = [
         // timed, together, warm-up, what is asked after the score
-        (5, 1, 2, &[&[0], &[0], &[0], &[2], &[4], &[6], &[8]]),
+        // Warm-up is spread too, in its own number of calls.
+        (5, 1, 2, &[&[0], &[5], &[0], &[2], &[4], &[6], &[8]]),
         // More than half of them: not simply the first ones.
         (6, 1, 0, &[&[0], &[1], &[3], &[5], &[6], &[8]]),
         (3, 1, 1, &[&[0], &[0], &[3], &[6]]),
@@ -235,7 +244,7 @@ fn timed_questions_are_spread_over_the_task() {
             0,
             &[&[0], &[1], &[2], &[3], &[4], &[5], &[6], &[7], &[8], &[9]],
         ),
-        (4, 2, 3, &[&[0, 1], &[0, 1], &[0, 1], &[5, 6]]),
+        (4, 2, 3, &[&[0, 1], &[5, 6], &[0, 1], &[5, 6]]),
         // As many as there are, in threes that do not come out even: nobody is left out.
         (10, 3, 0, &[&[0, 1, 2], &[2, 3, 4], &[5, 6, 7], &[7, 8, 9]]),
     ];
@@ -244,12 +253,20 @@ fn timed_questions_are_spread_over_the_task() {
             timing_questions,
             timing_batch_size,
             warm_up_questions,
+            timing_rounds: 1,
             ..EvaluationConfig::default()
         };
         let script = Script::new(&exercises, |_, answer| format!("####{answer}"));
-        let found = run(&script, exercises.task(), &config).timing;
+        let mut done = Vec::new();
+        let found = evaluate(&script, exercises.task(), &config, &mut |n| done.push(n));
+        let found = found.unwrap().timing;
         let what = format!("{timing_questions} timed, {timing_batch_size} together");
         assert_eq!(script.calls.borrow()[1..], *asked, "{what}");
+        // Progress goes on through all of it.
+        let heard: Vec<usize> = asked.iter().map(|rows| rows.len()).collect();
+        let heard = (0..=heard.len()).map(|calls| 10 + heard[..calls].iter().sum::<usize>());
+        assert_eq!(done, heard.collect::<Vec<_>>(), "{what}");
+        assert_eq!(done.last(), Some(&config.work(10)), "{what}");
         // The script takes as many milliseconds as the problem's number says.
         let warm_up = warm_up_questions.div_ceil(timing_batch_size);
         let timed: Vec<usize> = asked[warm_up..].concat();
@@ -270,6 +287,27 @@ fn timed_questions_are_spread_over_the_task() {
             );
         }
     }
+}
+
+/// A question that once takes a thousand times as long changes nothing.
+#[test]
+fn a_timed_question_takes_its_median() {
+    let exercises = ten();
+    let script = Script::new(&exercises, |_, answer| format!("####{answer}"));
+    script.slow.set(Some(13));
+    let config = EvaluationConfig {
+        timing_questions: 5,
+        warm_up_questions: 1,
+        timing_rounds: 3,
+        ..EvaluationConfig::default()
+    };
+    let found = run(&script, exercises.task(), &config).timing;
+    assert_eq!((found.questions, found.rounds), (5, 3));
+    // Scoring in one batch, warm-up, then three rounds over 0, 2, 4, 6, 8: it was the last 2.
+    let calls = script.calls.borrow();
+    assert_eq!(calls.len(), 1 + 1 + 3 * 5);
+    assert_eq!(calls[13], [2]);
+    assert!((found.prefill_ms - 4.0).abs() < 1e-9, "{found:?}");
 }
 
 /// Operations counted one multiplication and addition at a time: each matrix element once per

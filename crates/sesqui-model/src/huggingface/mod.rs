@@ -81,6 +81,16 @@ pub fn shape(folder: &Path) -> Result<ModelConfig, CheckpointError> {
     Ok(config)
 }
 
+/// The number of token embeddings that `config.json` in `folder` describes. No weight is read.
+///
+/// # Errors
+///
+/// Names the file and the key that does not fit.
+pub fn vocabulary(folder: &Path) -> Result<usize, CheckpointError> {
+    let (_config, vocabulary) = config::read(&folder.join("config.json"))?;
+    Ok(vocabulary)
+}
+
 /// Reads `config.json` and `model.safetensors` in `folder`. Half-precision weights become f32.
 ///
 /// # Errors

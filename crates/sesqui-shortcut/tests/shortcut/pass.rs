@@ -2,7 +2,9 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 use sesqui_model::{KvCache, Visibility};
-use sesqui_shortcut::{ExitPlan, KeyValueRule, Landing, Shortcuts, Slot, staircase_pass};
+use sesqui_shortcut::{
+    EntryPosition, ExitPlan, KeyValueRule, Landing, Shortcuts, Slot, staircase_pass,
+};
 
 use crate::support::{
     Batch, CLOSE, D_MODEL, FAMILIES, Random, Setup, assert_close, plain, tracked, values,
@@ -10,6 +12,7 @@ use crate::support::{
 
 const RULES: [KeyValueRule; 2] = [KeyValueRule::Holes, KeyValueRule::Fill];
 const LANDINGS: [Landing; 2] = [Landing::SameBoundary, Landing::NextBoundary];
+const ENTRIES: [EntryPosition; 2] = [EntryPosition::EveryEntry, EntryPosition::CycleStart];
 
 fn random_plan(batch: &Batch, layers: usize, landing: Landing, random: &mut Random) -> ExitPlan {
     ExitPlan::from_exits(batch.shape[0], batch.slots, layers, landing, |_, _, _| {
@@ -35,7 +38,7 @@ impl<'a> OneByOne<'a> {
         shortcuts: Option<&'a Shortcuts>,
         row: &Batch,
         slots: &[Slot],
-        landing: Landing,
+        (landing, entry): (Landing, EntryPosition),
         rule: KeyValueRule,
     ) -> Self {
         let layers = setup.layers();
@@ -67,7 +70,12 @@ impl<'a> OneByOne<'a> {
                         Some(shortcuts) => shortcuts.adapters[boundary].forward(state),
                         None => state,
                     };
-                    setup.model.backbone.with_positions(state, position.clone())
+                    match entry {
+                        EntryPosition::EveryEntry => {
+                            setup.model.backbone.with_positions(state, position.clone())
+                        }
+                        EntryPosition::CycleStart => state,
+                    }
                 }
                 None => given,
             };
@@ -154,7 +162,10 @@ fn staircases_match_one_cell_at_a_time() {
                         let plan = random_plan(&batch, layers, landing, &mut random);
                         exits += plan.cells().iter().filter(|s| s.leave < layers).count();
                         empty += plan.cells().iter().filter(|s| s.enter == s.leave).count();
-                        check(&setup, shortcuts, &batch, &plan, rule);
+                        for entry in ENTRIES {
+                            let plan = plan.clone().with_entry_position(entry);
+                            check(&setup, shortcuts, &batch, &plan, rule);
+                        }
                     }
                 }
             }
@@ -176,7 +187,8 @@ fn states_pass_through_slots_that_run_nothing() {
             row == 0 && boundary == 2 || row == 1 && slot > 0 && boundary == 1
         });
         assert_eq!([plan.layer_calls(0), plan.layer_calls(1)], [3, 6]);
-        for rule in RULES {
+        for (rule, entry) in RULES.into_iter().zip(ENTRIES) {
+            let plan = plan.clone().with_entry_position(entry);
             check(&setup, Some(&setup.shortcuts), &batch, &plan, rule);
         }
     }
@@ -207,7 +219,7 @@ fn check(
             shortcuts,
             &batch.row(row),
             cells,
-            plan.landing(),
+            (plan.landing(), plan.entry_position()),
             rule,
         );
         assert_close(&what, &batch.of_row(&hidden, row), &run.hidden, CLOSE);

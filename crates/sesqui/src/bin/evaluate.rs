@@ -9,12 +9,15 @@ use jiff::Timestamp;
 use sesqui::cli::PlaceArguments;
 use sesqui::experiment::Experiment;
 use sesqui::fitting::{Asked, Fitting, Room};
+use sesqui::halt_study::{self, HaltRow, study};
+use sesqui::halting;
 use sesqui::measure::{Measured, Subject, legend, measure, table};
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
 use sesqui::output::say;
 use sesqui::preparation::{Preparation, check_arguments};
+use sesqui::reasoning::NO_LATENT_STEPS;
 use sesqui::refinement::Variant;
 use sesqui::screen::spinner;
 use sesqui::stage::checkpoint_name;
@@ -74,6 +77,11 @@ struct Arguments {
     #[arg(long, value_name = "TABLE")]
     refine: Vec<String>,
 
+    /// Stop before the last latent step: KEY=VALUE, … of [reasoning.halt], for example entropy=0.1,
+    /// learned=[0.5,0.9] or samples; repeatable, each measured beside all steps [default: as configured]
+    #[arg(long, value_name = "TABLE")]
+    halt: Vec<String>,
+
     /// Method that others measured on the same split are compared with: a stage, or of a grid
     /// `<stage> exit_threshold=… latent_steps=…` [default: the chain-of-thought stage, else the first
     /// measured; of a grid the cell with most layer calls]
@@ -118,6 +126,7 @@ Examples:
   evaluate runs/first --stage system15 --exit-threshold 0.1,0.3,0.5,0.8,1 --latent-steps 1,2,4,6
   evaluate runs/first --stage latent --refine residual=0.05 --refine contrastive=0.03
   evaluate runs/first --stage latent --refine 'contrastive={ size=0.3, direction={ variance=0.9 } }'
+  evaluate runs/first --stage latent --split validation --halt 'entropy=[0.01,0.1,0.5]' --halt samples
 Exit codes: 0 done, 1 failed, 2 wrong use.";
 
 fn main() -> ExitCode {
@@ -143,6 +152,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
             .try_for_each(|opened| reopened::takes_latent_steps(opened, flag))?;
     }
     check_arguments(&arguments.refine, &checkpoints)?;
+    halting::check_arguments(&arguments.halt, &checkpoints, !arguments.refine.is_empty())?;
     if let Some(name) = &arguments.reference {
         let stage = name.split(' ').next().unwrap_or_default();
         let stages: Vec<&str> = checkpoints
@@ -168,6 +178,16 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
         let variants = Variant::all(&arguments.refine, &experiment.reasoning)?;
         let refinements = Preparation::new(&workbench, &experiment, &device)
             .plain_and(&variants, &model, opened)?;
+        let asked = halting::all(&arguments.halt, &experiment.reasoning)?;
+        let halts = halting::beside(&asked, &model);
+        let vocabulary = model.backbone().vocabulary();
+        halting::check(&halts, vocabulary, !variants.is_empty())?;
+        if let (Trained::Latent(_), true) = (&model, halts.len() < asked.len()) {
+            let stage = &opened.state.stage;
+            say(format!(
+                "{stage} has no head: --halt learned is left out there"
+            ))?;
+        }
         let folder = arguments
             .out
             .clone()
@@ -203,6 +223,36 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
                     Some(folder) => Some(place(folder, stage, &task, started)?),
                     None => None,
                 };
+                if !halts.is_empty() {
+                    let rows = study(
+                        &mut model,
+                        &device,
+                        &task,
+                        (&sweep, &halts),
+                        (config, &sweep.single(&experiment.reasoning)),
+                        &subject,
+                        &mut || {
+                            let folder = folder.as_deref();
+                            folder
+                                .map(|folder| place(folder, stage, &task, started))
+                                .transpose()
+                        },
+                        file.as_ref()
+                            .map(|file| file.with_extension("halt.jsonl"))
+                            .as_deref(),
+                    )?;
+                    say(format!("\n{}", halt_study::heading(&rows, &name)))?;
+                    say(halt_study::table(&rows))?;
+                    let full = halt_study::fullest(&rows).map(|row| row.summary.method.clone());
+                    let rows: Vec<Measured> =
+                        rows.into_iter().map(HaltRow::into_measured).collect();
+                    paired(&rows, &rows, arguments, full.as_deref())?;
+                    if let Some(file) = file {
+                        written.push(file.with_extension("halt.svg"));
+                        written.push(file.with_extension("halt.jsonl"));
+                    }
+                    continue;
+                }
                 if sweep.is_grid() {
                     let file = file.map(|file| file.with_extension("grid.jsonl"));
                     let base = &experiment.reasoning;
@@ -289,8 +339,7 @@ fn sweep(arguments: &Arguments) -> Result<Sweep> {
         return Err(Misuse(reason).into());
     }
     if arguments.latent_steps.contains(&0) {
-        let reason = "--latent-steps 0: a latent model takes at least one latent step";
-        return Err(Misuse(reason.to_owned()).into());
+        return Err(Misuse(NO_LATENT_STEPS.to_owned()).into());
     }
     Ok(Sweep {
         exit_thresholds: arguments.exit_threshold.clone(),

@@ -8,13 +8,15 @@ use clap::Parser;
 use sesqui::cli::PlaceArguments;
 use sesqui::experiment::Experiment;
 use sesqui::fitting::{Asked, Room};
+use sesqui::halting;
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
 use sesqui::output::say;
 use sesqui::preparation::{Preparation, Prepared, check_arguments};
-use sesqui::reasoning::ReasoningConfig;
+use sesqui::reasoning::{NO_LATENT_STEPS, ReasoningConfig};
 use sesqui::refinement::Variant;
+use sesqui::screen::spinner;
 use sesqui::trained::{Latent, Trained};
 use sesqui::workbench::{Workbench, data_root};
 use sesqui::{reopened, show};
@@ -26,7 +28,7 @@ use sesqui_eval::Task;
 ///
 /// The question is answered twice and the second time is shown, so that nothing is counted that
 /// happens only once. Tokens are separated by a dot; decoding is greedy. Of a latent model every latent
-/// step is shown: the layers it ran, what the routers said, the tokens nearest to its output.
+/// step is shown: the layers it ran, what the routers said, the tokens nearest to what it left with.
 #[derive(Parser, Debug)]
 #[command(version, after_help = EXAMPLES)]
 struct Arguments {
@@ -64,12 +66,17 @@ struct Arguments {
     exit_threshold: Option<f64>,
 
     /// Latent steps [default: as trained]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     latent_steps: Option<u32>,
 
     /// Refine latents, for example residual=0.05; as `evaluate --refine` [default: as configured]
     #[arg(long, value_name = "TABLE")]
     refine: Option<String>,
+
+    /// Stop before the last latent step, for example entropy=0.1; as `evaluate --halt`, one value
+    /// [default: as configured]
+    #[arg(long, value_name = "TABLE")]
+    halt: Option<String>,
 
     #[command(flatten)]
     place: PlaceArguments,
@@ -108,6 +115,7 @@ Examples:
   generate runs/first/checkpoints/cot/step-00000250 --split validation --index 0
   generate runs/first --stage system15 --exit-threshold 0.5 --split test --index 17
   generate runs/first --stage latent --refine contrastive=0.03 --split test --index 17
+  generate runs/first --stage latent --halt entropy=0.1 --split test --index 17
 Exit codes: 0 done, 1 failed, 2 wrong use.";
 
 fn main() -> ExitCode {
@@ -129,11 +137,20 @@ fn generate(arguments: &Arguments) -> Result<()> {
     {
         return Err(Misuse("--question is empty; write what the model is to answer".into()).into());
     }
+    if arguments.latent_steps == Some(0) {
+        return Err(Misuse(NO_LATENT_STEPS.to_owned()).into());
+    }
     let opened = reopened::open(&arguments.path, arguments.stage.as_deref())?;
     if let Some(flag) = arguments.latent_flag() {
         reopened::takes_latent_steps(&opened, flag)?;
     }
     check_arguments(arguments.refine.as_slice(), std::slice::from_ref(&opened))?;
+    let models = std::slice::from_ref(&opened);
+    halting::check_arguments(
+        arguments.halt.as_slice(),
+        models,
+        arguments.refine.is_some(),
+    )?;
     match (&arguments.question, &arguments.split) {
         (Some(question), _) => {
             let problem = Problem {
@@ -162,7 +179,9 @@ fn generate(arguments: &Arguments) -> Result<()> {
             experiment.evaluation.validation_questions = 0;
             let root = data_root(arguments.place.data_root.as_deref());
             let tokenizer = opened.tokenizer.clone();
+            let waiting = spinner("reading data");
             let workbench = Workbench::reopen(&experiment, &root, tokenizer, opened.layout)?;
+            waiting.finish_and_clear();
             let name = split.as_deref().unwrap_or("test");
             let whole = workbench.find_task(&experiment, name)?;
             let task = show::pick(&whole, arguments.index.unwrap_or_default())?;
@@ -197,6 +216,20 @@ fn answer(
     if let (Trained::Latent(latent), Some(variant)) = (&mut model, variants.first()) {
         latent.refined = Some(prepare(arguments, opened, device, variant, latent)?);
     }
+    let asked = halting::all(arguments.halt.as_slice(), &reasoning)?;
+    let halts = halting::beside(&asked, &model);
+    halting::check(&halts, model.backbone().vocabulary(), !variants.is_empty())?;
+    match halts.as_slice() {
+        [] => {}
+        [halt] => model.halt(halt),
+        several => {
+            return Err(Misuse(format!(
+                "--halt: {} ways of halting; one question is answered in one, name one value",
+                several.len()
+            ))
+            .into());
+        }
+    }
     let responses = match &model {
         Trained::Tokens(_) => {
             let method = model.method(device, task, &config, &reasoning);
@@ -227,7 +260,9 @@ fn prepare(
 ) -> Result<Prepared> {
     let experiment = &opened.experiment;
     let root = data_root(arguments.place.data_root.as_deref());
+    let waiting = spinner("reading data");
     let workbench = Workbench::reopen(experiment, &root, opened.tokenizer.clone(), opened.layout)?;
+    waiting.finish_and_clear();
     let mut preparation = Preparation::new(&workbench, experiment, device);
     preparation.prepare(variant, student, opened)
 }

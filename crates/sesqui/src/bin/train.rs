@@ -9,6 +9,7 @@ use clap::Parser;
 use jiff::Timestamp;
 use sesqui::cli::{ConfigArguments, PlaceArguments};
 use sesqui::events::Events;
+use sesqui::halting;
 use sesqui::measure::{Subject, measure, ratios, table};
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{INTERRUPTED, report};
@@ -21,6 +22,7 @@ use sesqui::stage::{Outlets, Run, checkpoint_name};
 use sesqui::start::check_starts;
 use sesqui::workbench::{Workbench, data_root};
 use sesqui::{compare, describe, preparation, provenance};
+use sesqui_reason::HaltConfig;
 use sesqui_run::{EventKind, RowWriter, RunDirectory, RunPaths, Summary};
 use sesqui_trainer::Stop;
 
@@ -93,6 +95,8 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     waiting.finish_and_clear();
     check_starts(experiment, &workbench)?;
     preparation::check(experiment)?;
+    let halts = halting::all(&[], &experiment.reasoning)?;
+    halting::check(&halts, workbench.tokenizer.vocab_size(), false)?;
     if arguments.dry_run {
         say(&resolved.text)?;
         say(describe::dry_run(experiment, &workbench, &device)?)?;
@@ -166,21 +170,32 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
             [] => vec![None],
             variants => preparation.plain_and(variants, model, &Opened::checkpoint(folder)?)?,
         };
-        for refinement in refinements {
-            let name = model.refine(&stage.name, refinement.as_ref());
+        let asked = halting::all(&[], &experiment.reasoning)?;
+        let halts = halting::beside(&asked, model);
+        let halts = || std::iter::once(&HaltConfig::Never).chain(&halts);
+        let ways = refinements
+            .iter()
+            .flat_map(|refinement| halts().map(move |halt| (refinement, halt)));
+        for (refinement, halt) in ways {
+            let mut name = model.refine(&stage.name, refinement.as_ref());
+            model.halt(halt);
+            if !halt.is_never() {
+                name.push_str(&format!(", {}", halting::label(halt)));
+            }
             let subject = Subject {
                 method: &name,
                 checkpoint: checkpoint_name(&stage.name, folder),
                 seed: experiment.seed,
             };
-            let refined = refinement.map_or("", |_| "_refined");
+            let refined = refinement.as_ref().map_or("", |_| "_refined");
+            let halted = if halt.is_never() { "" } else { "_halting" };
             for task in workbench.test_tasks(experiment) {
                 if interrupter.should_stop() {
                     events.of_run(EventKind::Interrupted)?;
                     return interrupted(&directory);
                 }
                 let config = &experiment.evaluation;
-                let file = format!("{}{refined}_{}", stage.name, task.split);
+                let file = format!("{}{refined}{halted}_{}", stage.name, task.split);
                 let found = measure(
                     model,
                     &device,

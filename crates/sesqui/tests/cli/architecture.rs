@@ -194,3 +194,33 @@ fn burn_is_pinned_to_one_version() {
         assert_eq!(package.version.to_string(), BURN, "{}", package.name);
     }
 }
+
+/// What a latent step runs reads from the device where a router decides, and nowhere else: the count of
+/// `Walk::reads` is all there is before the answer.
+#[test]
+fn latent_steps_read_from_the_device_in_one_place() {
+    let reads = |file: &str| {
+        let text = std::fs::read_to_string(root().join("crates").join(file)).unwrap();
+        let calls = [
+            "into_data",
+            "to_data",
+            "into_scalar",
+            "to_scalar",
+            "try_into_",
+        ];
+        let calls = calls.map(|call| text.matches(&format!("{call}(")).count());
+        calls.iter().sum::<usize>()
+    };
+    for (file, expected) in [
+        ("sesqui-shortcut/src/walk.rs", 1),
+        ("sesqui-shortcut/src/adapter.rs", 0),
+        ("sesqui-reason/src/latent.rs", 0),
+        ("sesqui-model/src/attention.rs", 0),
+        ("sesqui-model/src/cache.rs", 0),
+        ("sesqui-model/src/latent.rs", 0),
+        ("sesqui-model/src/layer.rs", 0),
+        ("sesqui-model/src/transformer.rs", 0),
+    ] {
+        assert_eq!(reads(file), expected, "{file}");
+    }
+}

@@ -72,6 +72,41 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "train",
+        &[
+            "--set",
+            "reasoning.halt={ kind = \"learned\", pick = { kind = \"cumulative\", probability = 2.0 } }",
+        ],
+        "reasoning.halt.pick.probability: 2 is not in (0, 1]; 1 takes all steps",
+    ),
+    (
+        "train",
+        &[
+            "--set",
+            "reasoning.halt={ kind = \"samples\" }",
+            "--set",
+            "reasoning.refine.residual={ kind = \"blend\", alpha = 0.5 }",
+        ],
+        "reasoning.halt: samples cannot be refined; leave out [reasoning.refine] or halt",
+    ),
+    (
+        "train",
+        &["--set", "reasoning.halt={ kind = \"learned\" }"],
+        "reasoning.halt: no stage learns a head; add one with objective halt",
+    ),
+    (
+        "train",
+        &[
+            "--config",
+            "experiments/arith-dag/halting.toml",
+            "--set",
+            "stages.halt.initialize.kind=scratch",
+        ],
+        "stages.halt.initialize: it starts from scratch, but when to halt is learned over a model that \
+         takes latent steps; put a stage with objective align or shortcut or joint before it and start \
+         from that",
+    ),
+    (
+        "train",
         &["--set", "stages.system15.initialize.stage=cot"],
         "stages.system15.initialize: cot has objective cot, but shortcuts are learned over an \
          aligned student; start from latent",
@@ -173,7 +208,38 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
     (
         "evaluate",
         &["DIR", "--latent-steps", "1,0"],
-        "--latent-steps 0: a latent model takes at least one latent step",
+        "--latent-steps 0: a latent model takes at least one latent step; leave the flag out for as many \
+         as trained",
+    ),
+    (
+        "generate",
+        &["DIR", "--question", "?", "--latent-steps", "0"],
+        "--latent-steps 0: a latent model takes at least one latent step; leave the flag out for as many \
+         as trained",
+    ),
+    (
+        "train",
+        &[
+            "--set",
+            "model.layers=2",
+            "--set",
+            "stages.system15.objective.landing=next-boundary",
+        ],
+        "stages.system15.objective.landing: \"next-boundary\" leaves no exit in a model of 2 layers, it \
+         needs three or more; raise model.layers, or set it to \"same-boundary\"",
+    ),
+    (
+        "train",
+        &[
+            "--config",
+            "experiments/arith-dag/joint.toml",
+            "--set",
+            "model.layers=1",
+            "--set",
+            "stages.joint.objective.shortcut.landing=next-boundary",
+        ],
+        "stages.joint.objective.shortcut.landing: \"next-boundary\" leaves no exit in a model of 1 \
+         layers, it needs three or more; raise model.layers, or set it to \"same-boundary\"",
     ),
     #[cfg(unix)]
     (

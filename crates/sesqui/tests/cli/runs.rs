@@ -12,7 +12,9 @@ use sesqui_model::{Transformer, Visibility, huggingface};
 use sesqui_run::{RunPaths, Summary};
 
 use crate::compared::comparisons;
+use crate::halting::{head, rules};
 use crate::likelihood::labels;
+use crate::starts;
 use crate::support::{files, program, run, said, succeed};
 
 const JOINT: &str = "experiments/arith-dag/joint.toml";
@@ -29,6 +31,8 @@ fn dry_run_shows_the_run_and_leaves_nothing() {
         "tokenizer",
         "stage cot: 20 steps",
         "before training: loss",
+        "\nlatent: extends the paper by latent steps that hold the answer ready, ",
+        "\nsystem15: extends the paper by staircase loss, ",
     ] {
         assert!(out.contains(part), "{part}: {out}");
     }
@@ -68,6 +72,8 @@ fn a_run_can_be_trained_evaluated_asked_and_exported() {
     for part in [
         "no_cot",
         "accuracy %",
+        "MFLOPs, reasoning",
+        "\nsystem15: extends the paper by staircase loss, routers that learn padding\n",
         "Interval: Wilson",
         "McNemar's exact test",
         "Measured on test: choose nothing by a test set",
@@ -133,12 +139,60 @@ fn a_run_can_be_trained_evaluated_asked_and_exported() {
 
     evaluations(&at, &summary);
     grid(path);
+    starts::checkpoints(&at, folder.path());
+    thresholds_of_one_are_the_student(&at);
     refinements(&at);
+    rules(&at);
+    head(&at, folder.path());
     questions(path);
     comparisons(&at, folder.path());
     labels(&at, folder.path());
     export(&at, folder.path());
     joint(&folder.path().join("joint"));
+}
+
+/// Stage 2 leaves the student as it is: under no exit its answers, and what they cost, are the student's
+/// byte for byte, and so are its weights.
+fn thresholds_of_one_are_the_student(at: &Path) {
+    let path = at.to_str().unwrap();
+    // Not beside the evaluations of the run, which others compare.
+    let apart = at.with_file_name("students");
+    let apart = apart.to_str().unwrap();
+    let answers = |stage: &str, more: &[&str]| {
+        let words = [
+            path,
+            "--stage",
+            stage,
+            "--timing-questions",
+            "0",
+            "--out",
+            apart,
+        ];
+        let out = succeed("evaluate", &[&words[..], more].concat());
+        let file = out
+            .lines()
+            .find_map(|line| line.strip_prefix("written: ")?.strip_suffix(" and .jsonl"));
+        std::fs::read(Path::new(file.unwrap()).with_extension("jsonl")).unwrap()
+    };
+    let student = answers("latent", &[]);
+    assert_eq!(student.iter().filter(|&&byte| byte == b'\n').count(), 20);
+    assert!(answers("system15", &["--exit-threshold", "1"]) == student);
+    assert!(answers("system15", &["--exit-threshold", "0"]) != student);
+
+    let weights = |stage: &str| {
+        let file = at.join(format!("checkpoints/{stage}/step-00000020/model.bpk"));
+        let reader = burn_pack::Reader::from_file(file).unwrap();
+        let names = reader.tensor_names().into_iter();
+        let tensors = names.map(|name| (name.to_owned(), reader.tensor_data(name).unwrap()));
+        tensors.collect::<std::collections::BTreeMap<String, Vec<u8>>>()
+    };
+    let (student, shortcuts) = (weights("latent"), weights("system15"));
+    let backbone = |name: &&String| name.starts_with("student.backbone.");
+    assert!(student.keys().filter(backbone).count() > 20);
+    assert!(shortcuts.len() > student.len());
+    for (name, bytes) in &student {
+        assert!(shortcuts[name] == *bytes, "{name}");
+    }
 }
 
 /// Both stages at once leave a model like any other with shortcuts.
@@ -188,6 +242,14 @@ fn joint(at: &Path) {
         out.contains("handed on to the next step at layer 1"),
         "{out}"
     );
+    let words = [path, "--stage", "cot", "--exit-threshold", "0"];
+    let refused = run("evaluate", &words);
+    assert_eq!(refused.code, Some(2), "{}", refused.error);
+    assert!(
+        refused.error.contains("or take stage joint"),
+        "{}",
+        refused.error
+    );
 }
 
 /// Stage 2 has the teacher that stage 1 had: the model it started from, or with shared weights the
@@ -200,20 +262,32 @@ fn stage_2_is_taught_by_the_teacher_of_stage_1() {
     let mut words = [
         "--smoke",
         "--renderer",
-        "none",
+        "plain",
         "--run",
         at.to_str().unwrap(),
     ]
     .map(str::to_owned)
     .to_vec();
     words.extend(set("stages.latent.objective.teacher=shared"));
+    // Too few for problems of five and six steps.
+    words.extend(set("stages.latent.objective.latents.count=4"));
     for stage in ["no_cot", "cot", "latent", "system15"] {
         words.extend(set(&format!("stages.{stage}.training.steps=2")));
+        words.extend(set(&format!("stages.{stage}.batches.too_long=skip")));
     }
-    succeed(
-        "train",
-        &words.iter().map(String::as_str).collect::<Vec<_>>(),
-    );
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let out = succeed("train", &words);
+    // Each stage says so once.
+    for stage in ["latent", "system15"] {
+        let said = out.lines().filter(|line| {
+            line.starts_with(&format!("{stage}: 8 validation questions need more "))
+        });
+        let said: Vec<&str> = said.collect();
+        assert!(
+            matches!(said[..], [line] if line.contains("than 4 latent steps or 128 positions")),
+            "{out}"
+        );
+    }
 
     let device = Device::flex();
     let weights = |model: &Transformer| {
@@ -430,8 +504,8 @@ fn grid(path: &str) {
     for flag in [["--exit-threshold", "0,1"], ["--latent-steps", "2"]] {
         let refused = run("evaluate", &[&words[..], &["cot"], &flag].concat());
         let expected = format!(
-            "error: {}: stage cot has objective cot, its model takes no latent steps; leave the flag              out, or take stage latent or system15
-",
+            "error: {}: stage cot has objective cot, its model takes no latent steps; leave the flag \
+             out, or take stage latent or system15\n",
             flag[0]
         );
         assert_eq!((refused.code, refused.error), (Some(2), expected));
@@ -618,9 +692,11 @@ fn questions(path: &str) {
         "question's end    layers 0..2   reads ",
         "latent step 1     layers 0..1   router 1: 0.",
         "latent step 2     layers 1..1   router 1: 0.",
-        "handed on to the next step at layer 1",
+        "handed on to the next step at layer 1, reads ",
         "latent step 6     layers 1..2   reads ",
         "6 latent steps",
+        // Two layers once, in one cycle.
+        "work       2 layer calls of reasoning; MFLOPs: ",
     ] {
         assert!(out.contains(part), "{part}: {out}");
     }
