@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor};
 use macerator::Simd;
 
 use crate::host::{self, Floats};
+use crate::simd::{append_pairs, append_triples};
 
 /// Burn's AdamW, with the same state and, on the CPU, the same bits.
 #[derive(Clone)]
@@ -110,30 +111,34 @@ impl Factors {
 
 #[macerator::with_simd]
 fn moment<S: Simd>(moment: &[f32], slope: &[f32], keep: f32, take: f32) -> Vec<f32> {
-    let pairs = moment.iter().zip(slope);
-    pairs
-        .map(|(moment, slope)| moment * keep + slope * take)
-        .collect()
+    let mut result = Vec::with_capacity(moment.len());
+    append_pairs(&mut result, moment, slope, |moment, slope| {
+        moment * keep + slope * take
+    });
+    result
 }
 
 #[macerator::with_simd]
 fn square_moment<S: Simd>(moment: &[f32], slope: &[f32], keep: f32, take: f32) -> Vec<f32> {
-    let pairs = moment.iter().zip(slope);
-    pairs
-        .map(|(moment, slope)| moment * keep + slope * slope * take)
-        .collect()
+    let mut result = Vec::with_capacity(moment.len());
+    append_pairs(&mut result, moment, slope, |moment, slope| {
+        moment * keep + slope * slope * take
+    });
+    result
 }
 
 #[macerator::with_simd]
 fn update<S: Simd>(values: &[f32], first: &[f32], second: &[f32], factors: &Factors) -> Vec<f32> {
     let [first_correction, second_correction] = factors.correction;
-    values
-        .iter()
-        .zip(first)
-        .zip(second)
-        .map(|((value, first), second)| {
-            let root = (second / second_correction).sqrt() + factors.epsilon;
-            value * factors.shrink - first / first_correction / root * factors.rate
-        })
-        .collect()
+    let (epsilon, shrink, rate) = (factors.epsilon, factors.shrink, factors.rate);
+    let mut result = Vec::with_capacity(values.len());
+    append_triples(
+        &mut result,
+        [values, first, second],
+        |value, first, second| {
+            let root = (second / second_correction).sqrt() + epsilon;
+            value * shrink - first / first_correction / root * rate
+        },
+    );
+    result
 }

@@ -13,7 +13,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use macerator::Simd;
 
 use crate::host::{self, Floats};
-use crate::simd::{exp, maximum, sum_of};
+use crate::simd::{append, exp, maximum, sum_of};
 
 /// Weighted mean cross-entropy in nats of `logits` `[n, vocab]` against `targets` `[n]`, each below
 /// `vocab`: `sum(weight * -log softmax(logits)[target]) / sum(weight)`, `[1]`. Weights are not
@@ -108,11 +108,12 @@ fn forward(logits: &FlexTensor, columns: &[usize], weights: &[f32]) -> (FlexTens
 /// Of every row, the largest value and the sum of the exponentials of what is left without it.
 #[macerator::with_simd]
 fn exponential_sums<S: Simd>(logits: &[f32], width: usize) -> Vec<[f32; 2]> {
-    let row_sums = |row: &[f32]| {
+    let mut result = Vec::with_capacity(logits.len() / width);
+    for row in logits.chunks_exact(width) {
         let largest = maximum(row);
-        [largest, sum_of(row, |x| exp(x - largest))]
-    };
-    logits.chunks_exact(width).map(row_sums).collect()
+        result.push([largest, sum_of(row, |x| exp(x - largest))]);
+    }
+    result
 }
 
 /// `scale * softmax(row)` of every row, one scale and one logarithm of a sum for each.
@@ -126,7 +127,7 @@ fn scaled_softmax<S: Simd>(
     let mut result = Vec::with_capacity(logits.len());
     let rows = logits.chunks_exact(width).zip(log_sums).zip(scales);
     for ((row, &log_sum), &scale) in rows {
-        result.extend(row.iter().map(|&x| scale * exp(x - log_sum)));
+        append(&mut result, row, |x| scale * exp(x - log_sum));
     }
     result
 }

@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 use macerator::Simd;
 
 use crate::host::{self, Floats};
-use crate::simd::sigmoid;
+use crate::simd::{append, append_pairs, sigmoid};
 
 /// `2 sqrt(2 / pi)`.
 const SLOPE: f32 = 1.595_769_1;
@@ -54,20 +54,24 @@ fn forward(x: &FlexTensor, shape: &[usize]) -> FlexTensor {
 
 #[macerator::with_simd]
 fn activate<S: Simd>(x: &[f32]) -> Vec<f32> {
-    let activated = |&x: &f32| x * sigmoid(x * (CUBE * (x * x) + SLOPE));
-    x.iter().map(activated).collect()
+    let mut result = Vec::with_capacity(x.len());
+    append(&mut result, x, |x| {
+        x * sigmoid(x * (CUBE * (x * x) + SLOPE))
+    });
+    result
 }
 
 /// Derivative by the input, given that by the output.
 #[macerator::with_simd]
 fn derive<S: Simd>(x: &[f32], dy: &[f32]) -> Vec<f32> {
-    let derivative = |(&x, &dy): (&f32, &f32)| {
+    let mut result = Vec::with_capacity(x.len());
+    append_pairs(&mut result, x, dy, |x, dy| {
         let square = x * x;
         let gate = sigmoid(x * (CUBE * square + SLOPE));
         let inner = 3.0 * CUBE * square + SLOPE;
         dy * (gate + x * gate * (1.0 - gate) * inner)
-    };
-    x.iter().zip(dy).map(derivative).collect()
+    });
+    result
 }
 
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use burn::tensor::{DType, FloatDType, Tensor};
 use macerator::Simd;
 
 use crate::host::{self, Floats};
-use crate::simd::{sum_of, sum_of_pairs};
+use crate::simd::{append_pairs, append_triples, sum_of, sum_of_pairs};
 
 /// `(x - mean) / sqrt(variance + epsilon) * gain + bias` over the last dimension of `x`
 /// `[.., width]`; `gain` and `bias` are `[width]`.
@@ -149,12 +149,14 @@ fn normalize<S: Simd, const CENTRED: bool>(
         };
         let squares = sum_of(row, |x| (x - mean) * (x - mean));
         let inverse = 1.0 / (squares / width as f32 + epsilon).sqrt();
-        let normed = row.iter().zip(gain);
-        let normed = normed.map(|(x, gain)| (x - mean) * inverse * gain);
         if bias.is_empty() {
-            output.extend(normed);
+            append_pairs(&mut output, row, gain, |x, gain| {
+                (x - mean) * inverse * gain
+            });
         } else {
-            output.extend(normed.zip(bias).map(|(x, bias)| x + bias));
+            append_triples(&mut output, [row, gain, bias], |x, gain, bias| {
+                (x - mean) * inverse * gain + bias
+            });
         }
         statistics.push([mean, inverse]);
     }
@@ -216,8 +218,9 @@ fn derive<S: Simd, const CENTRED: bool>(
         } else {
             0.0
         };
-        let row = scaled.iter().zip(&normed);
-        dx.extend(row.map(|(d, x)| inverse * (d - shift - x * along)));
+        append_pairs(&mut dx, &scaled, &normed, |d, x| {
+            inverse * (d - shift - x * along)
+        });
         for ((dgain, dy), normed) in dgain.iter_mut().zip(dy).zip(&normed) {
             *dgain += dy * normed;
         }

@@ -8,6 +8,56 @@
 /// Running parts of a sum.
 pub(crate) const LANES: usize = 16;
 
+/// Values that are made on the stack before they are appended to a vector.
+const BLOCK: usize = 256;
+
+/// Appends `term` of every value. `extend` would be shorter, but the compiler does not always inline it, and
+/// what is not inlined is compiled for the smallest processor.
+#[inline(always)]
+pub(crate) fn append(result: &mut Vec<f32>, x: &[f32], term: impl Fn(f32) -> f32) {
+    for x in x.chunks(BLOCK) {
+        let mut block = [0.0; BLOCK];
+        for (place, &x) in block.iter_mut().zip(x) {
+            *place = term(x);
+        }
+        result.extend_from_slice(&block[..x.len()]);
+    }
+}
+
+/// Appends `term` of every pair from two slices of the same length.
+#[inline(always)]
+pub(crate) fn append_pairs(
+    result: &mut Vec<f32>,
+    x: &[f32],
+    y: &[f32],
+    term: impl Fn(f32, f32) -> f32,
+) {
+    for (x, y) in x.chunks(BLOCK).zip(y.chunks(BLOCK)) {
+        let mut block = [0.0; BLOCK];
+        for ((place, &x), &y) in block.iter_mut().zip(x).zip(y) {
+            *place = term(x, y);
+        }
+        result.extend_from_slice(&block[..x.len()]);
+    }
+}
+
+/// Appends `term` of every triple from three slices of the same length.
+#[inline(always)]
+pub(crate) fn append_triples(
+    result: &mut Vec<f32>,
+    [x, y, z]: [&[f32]; 3],
+    term: impl Fn(f32, f32, f32) -> f32,
+) {
+    let chunks = x.chunks(BLOCK).zip(y.chunks(BLOCK)).zip(z.chunks(BLOCK));
+    for ((x, y), z) in chunks {
+        let mut block = [0.0; BLOCK];
+        for (((place, &x), &y), &z) in block.iter_mut().zip(x).zip(y).zip(z) {
+            *place = term(x, y, z);
+        }
+        result.extend_from_slice(&block[..x.len()]);
+    }
+}
+
 /// Whether a product and a sum are one instruction here; without it, [`f32::mul_add`] is a slow call.
 pub(crate) fn has_fused_multiply_add() -> bool {
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
@@ -145,6 +195,22 @@ mod tests {
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert!(exp(f32::NAN).is_nan());
         assert_eq!(exp(f32::INFINITY), f32::INFINITY);
+    }
+
+    #[test]
+    fn whatever_the_length_everything_is_appended_once() {
+        for n in [0, 1, 255, 256, 257, 700] {
+            let x: Vec<f32> = (0..n).map(|i| i as f32).collect();
+            let mut result = vec![7.0];
+            append(&mut result, &x, |x| x + 1.0);
+            append_pairs(&mut result, &x, &x, |x, y| x + y);
+            append_triples(&mut result, [&x, &x, &x], |x, y, z| x + y + z);
+            let expected = x.iter().map(|x| x + 1.0);
+            let expected = expected.chain(x.iter().map(|x| 2.0 * x));
+            let expected = expected.chain(x.iter().map(|x| 3.0 * x));
+            assert_eq!(result[0], 7.0);
+            assert!(result[1..].iter().copied().eq(expected), "{n}");
+        }
     }
 
     #[test]
