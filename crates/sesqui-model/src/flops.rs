@@ -44,7 +44,8 @@ impl<'a> Flops<'a> {
         let layers = self.config.layers as f64;
         (from..to)
             .map(|position| layers * (self.layer() + self.attention(position + 1)))
-            .sum()
+            // An empty sum of floats is -0, which a table would show.
+            .fold(0.0, |sum, operations| sum + operations)
     }
 }
 

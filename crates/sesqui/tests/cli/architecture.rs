@@ -202,11 +202,11 @@ fn latent_steps_read_from_the_device_in_one_place() {
     let reads = |file: &str| {
         let text = std::fs::read_to_string(root().join("crates").join(file)).unwrap();
         let calls = [
-            "into_data",
-            "to_data",
-            "into_scalar",
-            "to_scalar",
-            "try_into_",
+            ".into_data",
+            ".to_data",
+            ".into_scalar",
+            ".to_scalar",
+            ".try_into_",
         ];
         let calls = calls.map(|call| text.matches(&format!("{call}(")).count());
         calls.iter().sum::<usize>()
