@@ -607,7 +607,7 @@ fn refinements(at: &Path) {
         "refinement: strong ",
         "checkpoints/cot/step-00000020, ",
         "calibrated on ",
-        " latents of train questions, rank 1",
+        " latents of validation questions, rank 1",
     ] {
         assert!(out.contains(part), "{part}: {out}");
     }
