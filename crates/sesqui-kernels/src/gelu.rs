@@ -13,7 +13,7 @@ use crate::host::{self, Floats};
 use crate::simd::{append, append_pairs, sigmoid};
 
 /// `2 sqrt(2 / pi)`.
-const SLOPE: f32 = 1.595_769_1;
+const SLOPE: f32 = 1.595_769;
 /// Of the cube, inside the sigmoid.
 const CUBE: f32 = 0.044_715 * SLOPE;
 
