@@ -7,7 +7,8 @@
 //! A function looks at where its tensors are: 32-bit floats of Burn's CPU backend, under autodiff or
 //! not, take the fused way; any other device or type, and autodiff that recomputes what it does not
 //! keep, take tensor operations with the same result up to rounding. Results do not depend on the
-//! number of threads, nor of a row on the rows beside it.
+//! number of threads, nor of a row on the rows beside it; but for [`linear`], whose product is Burn's and
+//! may round otherwise with more rows.
 
 // `macerator` compiles a function once for each instruction set by a type parameter that the body of a
 // loop over slices need not mention.
