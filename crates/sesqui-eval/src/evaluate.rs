@@ -74,7 +74,7 @@ impl EvaluationConfig {
 }
 
 /// One question and what came of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct QuestionRow {
     /// The problem's id.
     pub id: String,

@@ -190,6 +190,16 @@ impl<'a> Halter<'a> {
         walk.stop(&rows);
     }
 
+    /// How often the decisions read from the device.
+    pub(crate) fn reads(&self) -> usize {
+        match self {
+            Self::Never => 0,
+            Self::Watching(watch) => watch.reads(),
+            // All rows at once, before the first step.
+            Self::Told(_) => 1,
+        }
+    }
+
     /// How it was decided, for each of `rows` rows.
     pub(crate) fn into_traces(self, rows: usize) -> Vec<HaltTrace> {
         match self {

@@ -52,7 +52,8 @@ pub struct LatentDecoded {
     pub unrefined: Vec<Tensor<3>>,
     /// For each slot the states with which rows left it early.
     pub handed: Vec<Vec<Handed>>,
-    /// How often the steps read from the device, those of refinement apart.
+    /// How often it was read from the device to decide which steps leave early and which rows stop. Not in
+    /// it: refinement, and whole answers that samples are asked for, a read for each of their tokens.
     pub reads: usize,
 }
 
@@ -270,7 +271,7 @@ fn run(
     let mut states = walk.inputs().to_vec();
     let last = walk.states();
     states.push(last.clone());
-    let (handed, reads) = (walk.handed().to_vec(), walk.reads());
+    let (handed, reads) = (walk.handed().to_vec(), walk.reads() + halter.reads());
     let (mut cache, slots) = walk.into_parts();
     finish_pending(device);
     let reasoning = clock.elapsed();

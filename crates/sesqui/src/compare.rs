@@ -270,10 +270,12 @@ fn probability(p: f64) -> String {
 /// When one of the two is missing or not what `evaluate` and `train` write.
 pub fn read_file(path: &Path) -> Result<Measured> {
     let shown = path.display();
-    if path.to_string_lossy().ends_with(".grid.jsonl") {
+    let name = path.to_string_lossy();
+    let tables = [".grid.jsonl", ".refine.jsonl", ".halt.jsonl"];
+    if tables.iter().any(|ending| name.ends_with(ending)) {
         return Err(Misuse(format!(
-            "{shown} is a grid of thresholds, without the answers; evaluate the pairs to be compared one \
-             by one"
+            "{shown} is a table of several evaluations, without the answers; name the evaluations to be \
+             compared"
         ))
         .into());
     }
@@ -317,6 +319,7 @@ pub fn read_file(path: &Path) -> Result<Measured> {
     Ok(Measured {
         summary,
         answers: found,
+        exits: None,
     })
 }
 
@@ -375,6 +378,7 @@ mod tests {
                 ..SummaryRow::default()
             },
             answers: answers.collect(),
+            exits: None,
         }
     }
 

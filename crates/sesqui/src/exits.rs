@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use comfy_table::{CellAlignment, Table, presets};
 use sesqui_distill::latent::SlotLabel;
 use sesqui_eval::{Evaluation, Task};
 
+use crate::measure::Measured;
 use crate::trained::Latent;
 
 /// Exits and router weights of all latent steps of an evaluation, by label.
@@ -58,37 +60,85 @@ impl Exits {
         let (run, full) = self.calls;
         1.0 - run as f64 / full.max(1) as f64
     }
-}
 
-/// The same as named values: share of layer calls saved; by label the mean exit depth and the share
-/// that left at each boundary; by label and boundary the mean router weight.
-pub fn summary(latent: &Latent, task: &Task<'_>, found: &Evaluation) -> BTreeMap<String, f64> {
-    let exits = Exits::count(latent, task, found);
-    let mut values = BTreeMap::new();
-    if latent.shortcuts.is_none() {
-        return values;
-    }
-    values.insert("layer_calls_saved".to_owned(), exits.saved());
-    for label in SlotLabel::ALL {
-        let name = label.name();
-        if let Some(depth) = exits.mean_depth(label) {
-            values.insert(format!("exit_depth/{name}"), depth);
-        }
-        if let Some(left) = exits.left.get(&label) {
-            let all: u64 = left.iter().sum();
-            for (boundary, count) in left.iter().enumerate().skip(1) {
-                let share = *count as f64 / all.max(1) as f64;
-                values.insert(format!("left_at/{boundary}/{name}"), share);
+    /// As named values: share of layer calls saved; by label the mean exit depth and the share that left at
+    /// each boundary; by label and boundary the mean router weight.
+    pub fn values(&self) -> BTreeMap<String, f64> {
+        let mut values = BTreeMap::new();
+        values.insert("layer_calls_saved".to_owned(), self.saved());
+        for label in SlotLabel::ALL {
+            let name = label.name();
+            if let Some(depth) = self.mean_depth(label) {
+                values.insert(format!("exit_depth/{name}"), depth);
+            }
+            if let Some(left) = self.left.get(&label) {
+                let all: u64 = left.iter().sum();
+                for (boundary, count) in left.iter().enumerate().skip(1) {
+                    let share = *count as f64 / all.max(1) as f64;
+                    values.insert(format!("left_at/{boundary}/{name}"), share);
+                }
+            }
+            for (boundary, (sum, count)) in self.weights.get(&label).into_iter().flatten() {
+                values.insert(
+                    format!("router/{boundary}/{name}"),
+                    sum / (*count).max(1) as f64,
+                );
             }
         }
-        for (boundary, (sum, count)) in exits.weights.get(&label).into_iter().flatten() {
-            values.insert(
-                format!("router/{boundary}/{name}"),
-                sum / (*count).max(1) as f64,
-            );
-        }
+        values
     }
-    values
+}
+
+/// [`Exits::values`] of an evaluation; none of a model without routers.
+pub fn summary(latent: &Latent, task: &Task<'_>, found: &Evaluation) -> BTreeMap<String, f64> {
+    match latent.shortcuts {
+        Some(_) => Exits::count(latent, task, found).values(),
+        None => BTreeMap::new(),
+    }
+}
+
+/// Where the latent steps of models with routers left, as a table: by label their number, the mean boundary,
+/// and the mean router weight at the first boundary that was asked. `None` where no model has routers.
+pub fn table(measured: &[Measured]) -> Option<String> {
+    let rows = || {
+        let exits = |found: &'_ Measured| found.exits.is_some();
+        measured.iter().filter(move |found| exits(found))
+    };
+    let any = |label: &SlotLabel| {
+        let mut all = rows().filter_map(|found| found.exits.as_ref());
+        all.any(|exits| exits.left.contains_key(label))
+    };
+    let labels: Vec<SlotLabel> = SlotLabel::ALL.into_iter().filter(any).collect();
+    rows().next()?;
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    let names = labels.iter().map(|label| label.name().to_owned());
+    let header = ["where steps left", "split"].map(str::to_owned).into_iter();
+    table.set_header(header.chain(names));
+    for found in rows() {
+        let exits = found.exits.as_ref()?;
+        let cell = |label: &SlotLabel| match (exits.mean_depth(*label), exits.left.get(label)) {
+            (Some(depth), Some(left)) => {
+                let weight = exits.weights.get(label).and_then(|all| all.iter().next());
+                let weight = weight.map(|(boundary, (sum, count))| {
+                    let mean = sum / (*count).max(1) as f64;
+                    format!("\nrouter {boundary}: {mean:.3}")
+                });
+                let steps: u64 = left.iter().sum();
+                format!("{depth:.2} of {steps}{}", weight.unwrap_or_default())
+            }
+            _ => "–".to_owned(),
+        };
+        let summary = &found.summary;
+        let start = [summary.method.clone(), summary.split.clone()].into_iter();
+        table.add_row(start.chain(labels.iter().map(cell)));
+    }
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let note = "Mean boundary at which latent steps left, of so many, and the mean weight of the lowest \
+                router asked, by what the data set says of the steps.";
+    Some(format!("{table}\n{note}"))
 }
 
 #[cfg(test)]
@@ -100,6 +150,7 @@ mod tests {
     use sesqui_eval::Timing;
     use sesqui_model::latent::LatentTransformer;
     use sesqui_model::{Feedback, ModelConfig, Transformer};
+    use sesqui_run::SummaryRow;
     use sesqui_shortcut::{ShortcutConfig, Shortcuts, SlotTrace};
 
     use super::*;
@@ -237,5 +288,24 @@ mod tests {
         assert_eq!(values, BTreeMap::from(by_hand));
         // Without routers nobody could have left.
         assert_eq!(summary(&latent(false), &task, &found), BTreeMap::new());
+
+        let measured = |exits: Option<Exits>| Measured {
+            summary: SummaryRow {
+                method: "system15".to_owned(),
+                ..SummaryRow::default()
+            },
+            answers: Vec::new(),
+            exits,
+        };
+        assert_eq!(table(&[measured(None)]), None);
+        let shown = table(&[measured(None), measured(Some(exits))]).unwrap();
+        for part in [
+            "3.00 of 1",
+            "router 1: 0.250",
+            "2.40 of 5",
+            "router 1: 0.875",
+        ] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
     }
 }

@@ -267,7 +267,9 @@ impl Experiment {
     pub fn shrink(&mut self) {
         self.data.shrink(40);
         // A label file is of the whole data.
-        self.labels = LabelsConfig::Symbolic;
+        if let LabelsConfig::File { .. } = self.labels {
+            self.labels = LabelsConfig::Symbolic;
+        }
         let adapters_stand_in = self.stages.iter().any(|stage| {
             let shortcut = stage.objective.shortcut();
             shortcut.is_some_and(|(_, config)| config.landing == Landing::NextBoundary)

@@ -45,6 +45,7 @@ impl HaltRow {
         Measured {
             summary: self.summary,
             answers: self.answers,
+            exits: None,
         }
     }
 }

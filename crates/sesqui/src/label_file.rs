@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sesqui_dataset::encode::EncodedProblem;
+use sesqui_dataset::label::by_operand_match;
 use sesqui_dataset::manifest::sha256_of;
 use sesqui_dataset::{Corpus, Problem};
 use sesqui_distill::importance::Walk;
@@ -27,6 +28,9 @@ pub enum LabelsConfig {
     /// The data set: its generator, or a rule over its steps.
     #[default]
     Symbolic,
+    /// Operand match, whatever the generator knows: an equation is critical where one of its operands
+    /// equals an earlier result.
+    OperandMatch,
     /// A file of `prepare labels --checkpoint`.
     File {
         /// The file.
@@ -137,6 +141,29 @@ pub struct LabelFile {
 }
 
 impl LabelsConfig {
+    /// Labels the training and validation problems of `corpus` by the rule that is named, if one is.
+    ///
+    /// # Errors
+    ///
+    /// When the rule has nothing to say about any training step.
+    pub fn relabel(&self, corpus: &mut Corpus) -> Result<(), Misuse> {
+        if *self != Self::OperandMatch {
+            return Ok(());
+        }
+        for problem in corpus.train.iter_mut().chain(&mut corpus.validation) {
+            by_operand_match(&mut problem.steps);
+        }
+        let mut steps = corpus.train.iter().flat_map(|problem| &problem.steps);
+        if steps.any(|step| step.criticality.is_some()) {
+            return Ok(());
+        }
+        Err(Misuse(
+            "labels.kind: \"operand-match\" labels equations `<<expression=value>>`, and the training \
+             split has none; set it to \"symbolic\" or to a file of `prepare labels --checkpoint`"
+                .to_owned(),
+        ))
+    }
+
     /// Reads the file, where there is one.
     ///
     /// # Errors
@@ -247,7 +274,7 @@ impl LabelFile {
 
 #[cfg(test)]
 mod tests {
-    use sesqui_dataset::{AnswerKind, Step, TestSplit};
+    use sesqui_dataset::{AnswerKind, Criticality, LabelSource, Step, TestSplit};
 
     use super::*;
 
@@ -347,6 +374,42 @@ mod tests {
         file.apply(TRAIN, &mut train).unwrap();
         assert_eq!(train[0].steps, [vec![0]]);
         assert_eq!(train[0].critical, [Some(true)]);
+    }
+
+    /// The rule takes the place of what the generator knows, right or wrong, in both splits.
+    #[test]
+    fn operand_match_replaces_other_labels() {
+        let mut corpus = corpus();
+        corpus.train[0] = problem("a", &["<<1+1=2>>", "<<2*3=6>>", "no equation"]);
+        corpus.validation[0] = problem("a", &["<<5-1=4>>"]);
+        for step in corpus.train[0]
+            .steps
+            .iter_mut()
+            .chain(&mut corpus.validation[0].steps)
+        {
+            step.criticality = Some(Criticality {
+                critical: true,
+                source: LabelSource::GroundTruth,
+            });
+        }
+        let before = corpus.clone();
+        LabelsConfig::Symbolic.relabel(&mut corpus).unwrap();
+        assert_eq!(corpus.train, before.train);
+        LabelsConfig::OperandMatch.relabel(&mut corpus).unwrap();
+        let labels = |problem: &Problem| -> Vec<Option<bool>> {
+            let critical = |step: &Step| step.criticality.map(|label| label.critical);
+            problem.steps.iter().map(critical).collect()
+        };
+        assert_eq!(labels(&corpus.train[0]), [Some(false), Some(true), None]);
+        assert_eq!(labels(&corpus.validation[0]), [Some(false)]);
+
+        corpus.train.truncate(0);
+        let refused = LabelsConfig::OperandMatch.relabel(&mut corpus).unwrap_err();
+        assert!(
+            refused.0.contains("the training split has none"),
+            "{}",
+            refused.0
+        );
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub mod output;
 pub mod preparation;
 pub mod provenance;
 pub mod reasoning;
+pub mod refine_study;
 pub mod refinement;
 pub mod reopened;
 pub mod screen;

@@ -9,6 +9,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use sesqui_eval::{Evaluation, EvaluationConfig, QuestionRow, Task, evaluate};
 use sesqui_run::{SummaryRow, atomic_write};
 
+use crate::exits::Exits;
 use crate::reasoning::ReasoningConfig;
 use crate::screen;
 use crate::trained::Trained;
@@ -31,6 +32,8 @@ pub struct Measured {
     pub summary: SummaryRow,
     /// Every question with its answer.
     pub answers: Vec<QuestionRow>,
+    /// Where latent steps left, of a model with routers.
+    pub exits: Option<Exits>,
 }
 
 /// Measures `model` on `task`; writes `file`, a `.json`, and the answers beside it as `.jsonl`.
@@ -57,12 +60,19 @@ pub fn measure(
     })?;
     bar.finish_and_clear();
     let summary = summary_row(&found, &task, subject);
+    let exits = match model {
+        Trained::Latent(latent) if latent.shortcuts.is_some() => {
+            Some(Exits::count(latent, &task, &found))
+        }
+        _ => None,
+    };
     if let Some(file) = file {
-        record(&found, &summary, file).context("cannot write the evaluation")?;
+        record(&found, &summary, exits.as_ref(), file).context("cannot write the evaluation")?;
     }
     Ok(Measured {
         summary,
         answers: found.rows,
+        exits,
     })
 }
 
@@ -88,8 +98,11 @@ fn summary_row(found: &Evaluation, task: &Task<'_>, subject: &Subject<'_>) -> Su
     }
 }
 
-fn record(found: &Evaluation, row: &SummaryRow, file: &Path) -> Result<()> {
-    let json = serde_json::json!({ "schema": 1, "summary": row, "timing": found.timing });
+fn record(found: &Evaluation, row: &SummaryRow, exits: Option<&Exits>, file: &Path) -> Result<()> {
+    let mut json = serde_json::json!({ "schema": 1, "summary": row, "timing": found.timing });
+    if let Some(exits) = exits {
+        json["exits"] = serde_json::to_value(exits.values())?;
+    }
     atomic_write(file, format!("{json:#}\n").as_bytes())?;
     let mut lines = Vec::new();
     for row in &found.rows {

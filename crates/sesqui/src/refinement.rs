@@ -102,19 +102,23 @@ impl Variant {
         if texts.is_empty() {
             return Ok(Self::configured(reasoning).into_iter().collect());
         }
-        let parse = |text: &String| Self::parse(text, &reasoning.references);
-        texts.iter().map(parse).collect()
+        let mut all = Vec::new();
+        for text in texts {
+            all.extend(Self::parse(text, &reasoning.references)?);
+        }
+        Ok(all)
     }
 
     /// Reads the inside of an inline table with the keys of `[reasoning.refine]`, and `references` with
     /// those of `[reasoning.references]` that differ from `base`. A number for `residual` is its
     /// `alpha`, one for `contrastive` its `size`; a word for a table is its `kind`, and the other
-    /// tables can do without.
+    /// tables can do without. A list for `alpha` or `size` stands for a variant with each of its numbers,
+    /// two lists for one with each pair, those of one `alpha` together.
     ///
     /// # Errors
     ///
     /// Names the text, the key and the remedy.
-    pub fn parse(text: &str, base: &ReferencesConfig) -> Result<Self, Misuse> {
+    pub fn parse(text: &str, base: &ReferencesConfig) -> Result<Vec<Self>, Misuse> {
         let wrong = |reason: String| Misuse(format!("--refine {text:?}: {reason}"));
         let braced = format!("variant = {{ {text} }}");
         let mut table: Table = toml::from_str(&braced).map_err(|error| {
@@ -143,10 +147,24 @@ impl Variant {
             None => {}
         }
         let read = |error: toml::de::Error| wrong(error.message().trim_end().to_owned());
-        let variant = Self {
-            refine: Value::Table(table).try_into().map_err(read)?,
-            references: Value::Table(references).try_into().map_err(read)?,
-        };
+        let references: ReferencesConfig = Value::Table(references).try_into().map_err(read)?;
+        let mut all = Vec::new();
+        for table in each(table, "residual", "alpha") {
+            for table in each(table, "contrastive", "size") {
+                let refine = Value::Table(table).try_into().map_err(read)?;
+                let references = references.clone();
+                all.push(Self { refine, references }.checked(&wrong)?);
+            }
+        }
+        if all.is_empty() {
+            return Err(wrong("the list is empty".to_owned()));
+        }
+        Ok(all)
+    }
+
+    /// Itself, if its numbers make sense; `wrong` puts a reason into words.
+    fn checked(self, wrong: &dyn Fn(String) -> Misuse) -> Result<Self, Misuse> {
+        let variant = self;
         if variant.refine.is_off() && variant.refine == RefineConfig::default() {
             let reason = "names nothing to do; give residual, contrastive or both";
             return Err(wrong(reason.to_owned()));
@@ -221,26 +239,45 @@ fn complete(table: &mut Table, key: &str, kind: &str, inner: &str) {
     let Some(value) = table.get_mut(key) else {
         return;
     };
+    let fraction = |value: &mut Value| {
+        if let Value::Integer(number) = value {
+            *value = Value::Float(*number as f64);
+        }
+    };
     let mut whole = match value {
         Value::Table(table) => std::mem::take(table),
         Value::String(word) if !word.contains(['/', '\\', '.']) => {
             let kind = Value::String(word.clone());
             Table::from_iter([("kind".to_owned(), kind)])
         }
-        // A whole number for a fraction.
-        Value::Integer(number) => {
-            Table::from_iter([(inner.to_owned(), Value::Float(*number as f64))])
-        }
         ref plain => Table::from_iter([(inner.to_owned(), (*plain).clone())]),
     };
-    if let Some(Value::Integer(number)) = whole.get(inner) {
-        let number = Value::Float(*number as f64);
-        whole.insert(inner.to_owned(), number);
+    // A whole number for a fraction.
+    match whole.get_mut(inner) {
+        Some(Value::Array(numbers)) => numbers.iter_mut().for_each(fraction),
+        Some(number) => fraction(number),
+        None => {}
     }
     whole
         .entry("kind".to_owned())
         .or_insert_with(|| Value::String(kind.to_owned()));
     *value = Value::Table(whole);
+}
+
+/// `table` with each number of the list `key.inner` in its place; `table` itself where there is no list.
+fn each(table: Table, key: &str, inner: &str) -> Vec<Table> {
+    let part = table.get(key).and_then(Value::as_table);
+    let Some(Value::Array(numbers)) = part.and_then(|part| part.get(inner)) else {
+        return vec![table];
+    };
+    let one = |number: &Value| {
+        let mut table = table.clone();
+        if let Some(Value::Table(part)) = table.get_mut(key) {
+            part.insert(inner.to_owned(), number.clone());
+        }
+        table
+    };
+    numbers.iter().map(one).collect()
 }
 
 fn table_of(references: &ReferencesConfig) -> Result<Table, toml::ser::Error> {
@@ -254,7 +291,9 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Variant, Misuse> {
-        Variant::parse(text, &ReferencesConfig::default())
+        let mut all = Variant::parse(text, &ReferencesConfig::default())?;
+        assert_eq!(all.len(), 1, "{text}");
+        Ok(all.remove(0))
     }
 
     fn search(change: impl FnOnce(&mut Search)) -> Contrastive {
@@ -345,7 +384,7 @@ mod tests {
             ..ReferencesConfig::default()
         };
         let text = r#"contrastive=0.1, references={ weak="runs/a/checkpoints/cot/step-00000250" }"#;
-        let found = Variant::parse(text, &base).unwrap();
+        let found = Variant::parse(text, &base).unwrap().remove(0);
         let expected = ReferencesConfig {
             weak: Reference::Checkpoint {
                 path: "runs/a/checkpoints/cot/step-00000250".into(),
@@ -355,12 +394,39 @@ mod tests {
         assert_eq!(found.references, expected);
         assert_eq!(found.label(), "contrastive 0.1, weak step-00000250");
         let band = "contrastive=0.1, references={ weak={ kind=\"early\", low=0.1, high=0.2 } }";
-        let found = Variant::parse(band, &base).unwrap().references;
+        let found = Variant::parse(band, &base).unwrap().remove(0).references;
         let expected = Reference::Early {
             low: 0.1,
             high: 0.2,
         };
         assert_eq!(found.weak, expected);
+    }
+
+    #[test]
+    fn lists_are_every_pair() {
+        let all = |text: &str| -> Vec<String> {
+            let found = Variant::parse(text, &ReferencesConfig::default());
+            let found = found.unwrap_or_else(|error| panic!("{error}"));
+            found.iter().map(Variant::label).collect()
+        };
+        assert_eq!(
+            all("residual=[0, 0.5], contrastive={ size=[-1, 0.1], direction=\"mean\" }"),
+            [
+                "residual 0, contrastive -1, mean direction",
+                "residual 0, contrastive 0.1, mean direction",
+                "residual 0.5, contrastive -1, mean direction",
+                "residual 0.5, contrastive 0.1, mean direction",
+            ]
+        );
+        assert_eq!(all("contrastive=[0.3]"), ["contrastive 0.3"]);
+        for (text, part) in [
+            ("residual=[]", "the list is empty"),
+            ("residual=[0.1, 2]", "residual.alpha: 2 is not in [0, 1]"),
+            ("residual=[0.1, \"x\"]", "invalid type"),
+        ] {
+            let error = Variant::parse(text, &ReferencesConfig::default()).unwrap_err();
+            assert!(error.0.contains(part), "{}", error.0);
+        }
     }
 
     #[test]

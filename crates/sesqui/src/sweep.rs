@@ -11,7 +11,7 @@ use serde::Serialize;
 use sesqui_eval::{EvaluationConfig, QuestionRow, Task};
 use sesqui_run::{SummaryRow, atomic_write};
 
-use crate::heat_map;
+use crate::heat_map::{HeatMap, Tile};
 use crate::measure::{Measured, Subject, measure};
 use crate::reasoning::ReasoningConfig;
 use crate::trained::Trained;
@@ -46,6 +46,7 @@ impl Cell {
         Measured {
             summary: self.summary,
             answers: self.answers,
+            exits: None,
         }
     }
 }
@@ -152,7 +153,7 @@ impl Sweep {
                 lines.write_all(b"\n")?;
             }
             atomic_write(file, &lines)?;
-            let picture = heat_map::svg(&cells, &heading(&cells, subject.method))?;
+            let picture = map(&cells, heading(&cells, subject.method)).svg()?;
             atomic_write(&file.with_extension("svg"), picture.as_bytes())?;
         }
         Ok(cells)
@@ -203,6 +204,26 @@ pub fn steps_label(cell: &Cell) -> String {
     match cell.latent_steps {
         0 => format!("as trained, {:.0}", cell.summary.latent_steps),
         steps => steps.to_string(),
+    }
+}
+
+/// The cells as a picture: exit thresholds downwards, latent steps across.
+fn map(cells: &[Cell], heading: String) -> HeatMap {
+    let tile = |cell: &Cell| Tile {
+        accuracy: cell.summary.accuracy,
+        note: format!("{:.2} calls", cell.summary.layer_calls),
+    };
+    let across = rows(cells).next().unwrap_or_default().iter();
+    HeatMap {
+        heading,
+        down: "exit threshold".to_owned(),
+        across: across
+            .map(|cell| format!("latent steps: {}", steps_label(cell)))
+            .collect(),
+        rows: rows(cells)
+            .map(|row| (threshold_label(&row[0]), row.iter().map(tile).collect()))
+            .collect(),
+        note: "layer calls per question while reasoning".to_owned(),
     }
 }
 

@@ -60,12 +60,13 @@ impl Workbench {
     /// When data is missing or malformed, naming file, line and remedy, or labels are of other data.
     pub fn new(experiment: &Experiment, root: &Path) -> Result<Self> {
         let labels = experiment.labels.open()?;
-        let corpus = experiment
+        let mut corpus = experiment
             .data
             .load(Some(root), experiment.seed, experiment.bad_rows)?;
         if let Some(labels) = &labels {
             labels.check(&corpus)?;
         }
+        experiment.labels.relabel(&mut corpus)?;
         let markers = experiment.format.markers();
         let texts = corpus.train.iter().flat_map(texts).chain(markers);
         let tokenizer = Tokenizer::from_config(&experiment.tokenizer, root, texts)

@@ -14,6 +14,7 @@ pub(crate) struct Watch<'a> {
     rule: &'a EntropyRule,
     answer_after: &'a [Vec<i32>],
     seen: Vec<Vec<Probe>>,
+    reads: usize,
 }
 
 impl<'a> Watch<'a> {
@@ -22,6 +23,7 @@ impl<'a> Watch<'a> {
             rule,
             answer_after,
             seen: vec![Vec::new(); answer_after.len()],
+            reads: 0,
         }
     }
 
@@ -35,6 +37,7 @@ impl<'a> Watch<'a> {
         }
         let logits = self.logits(steps, walk, &rows, opening);
         let entropies = entropy(logits, &self.rule.over).into_data();
+        self.reads += 1;
         for (&row, entropy) in rows.iter().zip(entropies.iter::<f32>()) {
             self.seen[row].push(Probe {
                 after: steps,
@@ -68,6 +71,11 @@ impl<'a> Watch<'a> {
         let logits = backbone.head(normed);
         let [rows, _, vocabulary] = logits.dims();
         logits.reshape([rows, vocabulary])
+    }
+
+    /// How often it read from the device.
+    pub(crate) fn reads(&self) -> usize {
+        self.reads
     }
 
     pub(crate) fn into_traces(self) -> Vec<HaltTrace> {

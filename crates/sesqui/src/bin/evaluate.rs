@@ -24,7 +24,7 @@ use sesqui::stage::checkpoint_name;
 use sesqui::sweep::{Cell, Sweep, fullest, grid, heading};
 use sesqui::trained::Trained;
 use sesqui::workbench::{Workbench, data_root};
-use sesqui::{compare, reopened};
+use sesqui::{compare, exits, refine_study, reopened};
 use sesqui_dataset::batch::TooLong;
 use sesqui_eval::Task;
 use sesqui_run::SummaryRow;
@@ -73,7 +73,8 @@ struct Arguments {
     latent_steps: Vec<usize>,
 
     /// Refine latents: KEY=VALUE, … of [reasoning.refine], for example residual=0.05; repeatable, each
-    /// measured beside plain latents [default: as configured]
+    /// measured beside plain latents; a list of numbers is one after the other, two make a grid [default:
+    /// as configured]
     #[arg(long, value_name = "TABLE")]
     refine: Vec<String>,
 
@@ -126,6 +127,7 @@ Examples:
   evaluate runs/first --stage system15 --exit-threshold 0.1,0.3,0.5,0.8,1 --latent-steps 1,2,4,6
   evaluate runs/first --stage latent --refine residual=0.05 --refine contrastive=0.03
   evaluate runs/first --stage latent --refine 'contrastive={ size=0.3, direction={ variance=0.9 } }'
+  evaluate runs/first --stage latent --split validation --refine 'residual=[0,0.1], contrastive=[-0.1,0,0.1]'
   evaluate runs/first --stage latent --split validation --halt 'entropy=[0.01,0.1,0.5]' --halt samples
 Exit codes: 0 done, 1 failed, 2 wrong use.";
 
@@ -211,6 +213,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
             let task = fitting.task(&task);
             notes(&task, &fitting)?;
             let config = &experiment.evaluation;
+            let before = measured.len();
             for refinement in &refinements {
                 let stage = &opened.state.stage;
                 let name = model.refine(stage, refinement.as_ref());
@@ -233,9 +236,11 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
                         &subject,
                         &mut || {
                             let folder = folder.as_deref();
-                            folder
+                            let at = folder
                                 .map(|folder| place(folder, stage, &task, started))
-                                .transpose()
+                                .transpose()?;
+                            written.extend(at.clone());
+                            Ok(at)
                         },
                         file.as_ref()
                             .map(|file| file.with_extension("halt.jsonl"))
@@ -283,12 +288,22 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
                 )?);
                 written.extend(file);
             }
+            let own = &measured[before..];
+            if let ([_, _, _, ..], Some(folder)) = (own, &folder) {
+                let rows = refine_study::rows(&variants, own)?;
+                let file = place(folder, &opened.state.stage, &task, started)?;
+                written.extend(refine_study::write(
+                    &rows,
+                    &file.with_extension("refine.jsonl"),
+                )?);
+            }
         }
         bench = Some((workbench, experiment));
     }
     if !measured.is_empty() {
         let rows: Vec<SummaryRow> = measured.iter().map(|found| found.summary.clone()).collect();
         say(table(&rows))?;
+        exits::table(&measured).map_or(Ok(()), say)?;
     }
     if let Some((_, experiment)) = &bench {
         paired(&measured, &measured, arguments, experiment.reference())?;
@@ -365,6 +380,11 @@ fn opening(opened: &Opened) -> String {
 /// The data to evaluate on, and the experiment that says so.
 fn bench(arguments: &Arguments, opened: &Opened) -> Result<(Workbench, Experiment)> {
     let mut experiment = reopened::experiment(opened, arguments.config.as_deref(), &arguments.set)?;
+    let asked = sweep(arguments)?;
+    if !asked.is_grid() {
+        // Directions are calibrated on latents as they will be.
+        experiment.reasoning = asked.single(&experiment.reasoning);
+    }
     let config = &mut experiment.evaluation;
     config.questions = arguments.questions.unwrap_or(config.questions);
     config.validation_questions = config.questions;

@@ -213,6 +213,13 @@ fn answer(
         say(note)?;
     }
     let variants = Variant::all(arguments.refine.as_slice(), &reasoning)?;
+    if variants.len() > 1 {
+        return Err(Misuse(format!(
+            "--refine: {} ways of refining; one question is answered in one, name one value",
+            variants.len()
+        ))
+        .into());
+    }
     if let (Trained::Latent(latent), Some(variant)) = (&mut model, variants.first()) {
         latent.refined = Some(prepare(arguments, opened, device, variant, latent)?);
     }

@@ -21,7 +21,7 @@ use sesqui::screen::{RendererChoice, spinner, stop_on_ctrl_c};
 use sesqui::stage::{Outlets, Run, checkpoint_name};
 use sesqui::start::check_starts;
 use sesqui::workbench::{Workbench, data_root};
-use sesqui::{compare, describe, preparation, provenance};
+use sesqui::{compare, describe, exits, preparation, provenance};
 use sesqui_reason::HaltConfig;
 use sesqui_run::{EventKind, RowWriter, RunDirectory, RunPaths, Summary};
 use sesqui_trainer::Stop;
@@ -213,6 +213,7 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     summary.write(&directory.summary())?;
     events.of_run(EventKind::Finished)?;
     say(table(&summary.rows))?;
+    exits::table(&measured).map_or(Ok(()), say)?;
     if let Some(name) = experiment.reference() {
         let paired = compare::shown(&compare::beside(&measured, name));
         for text in [ratios(&summary.rows, name), paired] {

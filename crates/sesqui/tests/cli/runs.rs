@@ -590,7 +590,8 @@ fn refinements(at: &Path) {
     let summaries: Vec<Value> = out
         .lines()
         .filter_map(|line| line.strip_prefix("written: "))
-        .map(|line| json(Path::new(line.strip_suffix(" and .jsonl").unwrap())))
+        .filter_map(|line| line.strip_suffix(" and .jsonl"))
+        .map(|line| json(Path::new(line)))
         .map(|file| file["summary"].clone())
         .collect();
     let methods: Vec<&str> = summaries
@@ -611,6 +612,7 @@ fn refinements(at: &Path) {
     ] {
         assert!(out.contains(part), "{part}: {out}");
     }
+    refinement_grid(path);
     let asked = [path, "--stage", "latent", "--question", "a=3+5;b=a*2;"];
     let out = succeed(
         "generate",
@@ -656,11 +658,61 @@ fn refinements(at: &Path) {
             "runs/none is not a checkpoint folder",
         ),
         (&gated, "agree on every one of "),
+        ("residual=[0, 1]", "2 ways of refining"),
         ("residual=0.5, contrast=1", "unknown field `contrast`"),
     ] {
         let refused = run("generate", &[&asked[..], &["--refine", variant]].concat());
         assert_eq!(refused.code, Some(2), "{}", refused.error);
         assert!(refused.error.contains(part), "{}", refused.error);
+    }
+}
+
+/// Two lists of numbers are a grid: a row for each pair, each beside plain latents, and a picture.
+fn refinement_grid(path: &str) {
+    let words = [
+        path,
+        "--stage",
+        "latent",
+        "--questions",
+        "8",
+        "--timing-questions",
+        "0",
+    ];
+    let grid = "residual=[0, 1], contrastive=[0, 0.2]";
+    let out = succeed("evaluate", &[&words[..], &["--refine", grid]].concat());
+    let written = |ending: &str| {
+        let mut lines = out
+            .lines()
+            .filter_map(|line| line.strip_prefix("written: "));
+        let line = lines.find(|line| line.ends_with(ending));
+        std::fs::read_to_string(line.unwrap_or_else(|| panic!("{out}"))).unwrap()
+    };
+    let text = written(".refine.jsonl");
+    let rows: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let numbers = |row: &Value| {
+        let number = |part: &str, key: &str| row["refine"][part][key].as_f64();
+        (number("residual", "alpha"), number("contrastive", "size"))
+    };
+    let found: Vec<_> = rows.iter().map(numbers).collect();
+    let pair = |alpha, size| (Some(alpha), Some(size));
+    let (first, second) = (
+        [pair(0.0, 0.0), pair(0.0, 0.2)],
+        [pair(1.0, 0.0), pair(1.0, 0.2)],
+    );
+    assert_eq!(found, [&[(None, None)][..], &first, &second].concat());
+    // Nothing blended and nothing moved is plain decoding.
+    assert!(rows[0]["comparison"].is_null());
+    let same = &rows[1]["comparison"];
+    assert_eq!(
+        (&same["won"], &same["lost"]),
+        (&serde_json::json!([]), &serde_json::json!([]))
+    );
+    let picture = written(".refine.svg");
+    for part in ["memory rate", "step size: 0.2", "+0 −0, p 1.00"] {
+        assert!(picture.contains(part), "{part}: {picture}");
     }
 }
 
