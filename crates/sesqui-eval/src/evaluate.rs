@@ -1,7 +1,8 @@
 //! Accuracy over a task, and time per question.
 //!
 //! Accuracy is measured in batches; time apart from it, at batch 1 unless told otherwise, after
-//! warm-up questions whose time is thrown away.
+//! warm-up questions whose time is thrown away. Methods to be compared are timed question by question in
+//! turn: what slows the machine for a second slows them all.
 
 use std::ops::Range;
 
@@ -56,7 +57,12 @@ impl EvaluationConfig {
     /// Questions to answer in all over a task of `problems`: each for its score, some again for their
     /// time and to warm up.
     pub fn work(&self, problems: usize) -> usize {
-        problems + Plan::new(self, problems).work(self.timing_rounds)
+        problems + self.timing_work(problems)
+    }
+
+    /// Of these the ones for time.
+    pub fn timing_work(&self, problems: usize) -> usize {
+        Plan::new(self, problems).work(self.timing_rounds)
     }
 
     /// What is wrong with the numbers, if anything: the key and the reason.
@@ -207,6 +213,26 @@ pub fn evaluate(
     config: &EvaluationConfig,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Evaluation, EvaluationError> {
+    let mut found = answer_all(method, task, config, progress)?;
+    let answered = found.rows.len();
+    let timings = time(&[method], task, config, &mut |done| {
+        progress(answered + done);
+    })?;
+    found.timing = timings.into_iter().next().unwrap_or_default();
+    Ok(found)
+}
+
+/// Answers every question of `task` in batches, and times none.
+///
+/// # Errors
+///
+/// When a question fits neither layout nor model.
+pub fn answer_all(
+    method: &dyn Method,
+    task: Task<'_>,
+    config: &EvaluationConfig,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Evaluation, EvaluationError> {
     let mut rows = Vec::with_capacity(task.problems.len());
     let mut traces = Vec::with_capacity(task.problems.len());
     while rows.len() < task.problems.len() {
@@ -244,12 +270,10 @@ pub fn evaluate(
         }
         progress(rows.len());
     }
-    let answered = rows.len();
-    let timing = time(method, &task, config, &mut |done| progress(answered + done))?;
     Ok(Evaluation {
         rows,
         traces,
-        timing,
+        timing: Timing::default(),
     })
 }
 
@@ -291,53 +315,66 @@ impl Plan {
     }
 }
 
-fn time(
-    method: &dyn Method,
-    task: &Task<'_>,
+/// Times of `methods` on the same questions of `task`, each question answered by one method after the
+/// other. `progress` hears how many answers were given, of [`EvaluationConfig::timing_work`] for each.
+///
+/// # Errors
+///
+/// When a question fits neither layout nor model.
+pub fn time(
+    methods: &[&dyn Method],
+    task: Task<'_>,
     config: &EvaluationConfig,
     progress: &mut dyn FnMut(usize),
-) -> Result<Timing, EvaluationError> {
+) -> Result<Vec<Timing>, EvaluationError> {
     let Plan { warm_up, timed } = Plan::new(config, task.problems.len());
     if timed.is_empty() {
-        return Ok(Timing::default());
+        return Ok(vec![Timing::default(); methods.len()]);
     }
     let mut done = 0;
-    let mut answer = |rows: &Range<usize>| {
-        let responses = respond(method, task, rows.clone())?;
+    let mut answer = |method: &dyn Method, rows: &Range<usize>| {
+        let responses = respond(method, &task, rows.clone())?;
         done += rows.len();
         progress(done);
         Ok::<_, EvaluationError>(responses)
     };
     for rows in &warm_up {
-        answer(rows)?;
+        for method in methods {
+            answer(*method, rows)?;
+        }
     }
     // Round after round, so that a disturbance of the machine hits a question once at most.
-    let mut times = vec![[const { Vec::new() }; 3]; timed.len()];
+    let mut times = vec![vec![[const { Vec::new() }; 3]; timed.len()]; methods.len()];
     for _ in 0..config.timing_rounds {
-        for (rows, phases) in timed.iter().zip(&mut times) {
-            let responses = answer(rows)?;
-            let spent = [responses.prefill, responses.reasoning, responses.answer];
-            for (phase, spent) in phases.iter_mut().zip(spent) {
-                phase.push(1e3 * spent.as_secs_f64());
+        for (index, rows) in timed.iter().enumerate() {
+            for (method, times) in methods.iter().zip(&mut times) {
+                let responses = answer(*method, rows)?;
+                let spent = [responses.prefill, responses.reasoning, responses.answer];
+                for (phase, spent) in times[index].iter_mut().zip(spent) {
+                    phase.push(1e3 * spent.as_secs_f64());
+                }
             }
         }
     }
     let questions: usize = timed.iter().map(|rows| rows.len()).sum();
-    let mut totals = [0.0; 3];
-    for phases in &mut times {
-        for (total, phase) in totals.iter_mut().zip(phases) {
-            *total += median(phase);
+    let timing = |questions_times: &mut Vec<[Vec<f64>; 3]>| {
+        let mut totals = [0.0; 3];
+        for phases in questions_times {
+            for (total, phase) in totals.iter_mut().zip(phases) {
+                *total += median(phase);
+            }
         }
-    }
-    let [prefill_ms, reason_ms, answer_ms] = totals.map(|total| total / questions as f64);
-    Ok(Timing {
-        batch_size: config.timing_batch_size,
-        questions,
-        rounds: config.timing_rounds,
-        prefill_ms,
-        reason_ms,
-        answer_ms,
-    })
+        let [prefill_ms, reason_ms, answer_ms] = totals.map(|total| total / questions as f64);
+        Timing {
+            batch_size: config.timing_batch_size,
+            questions,
+            rounds: config.timing_rounds,
+            prefill_ms,
+            reason_ms,
+            answer_ms,
+        }
+    };
+    Ok(times.iter_mut().map(timing).collect())
 }
 
 /// The middle of `times`, or the mean of the two in the middle; 0 where there are none.

@@ -15,7 +15,9 @@ pub mod statistics;
 pub mod task;
 
 pub use enumerate::{Enumerated, enumerate};
-pub use evaluate::{Evaluation, EvaluationConfig, EvaluationError, QuestionRow, Timing, evaluate};
+pub use evaluate::{
+    Evaluation, EvaluationConfig, EvaluationError, QuestionRow, Timing, answer_all, evaluate, time,
+};
 pub use latent::LatentMethod;
 pub use method::{Method, Response, Responses, TokenDecoding};
 pub use paired::{Comparison, PairError, pair};

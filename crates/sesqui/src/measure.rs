@@ -1,12 +1,14 @@
 //! Evaluating trained models: rows on disk, rows in the table.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use comfy_table::{CellAlignment, Table, presets};
-use sesqui_eval::{Evaluation, EvaluationConfig, QuestionRow, Task, evaluate};
+use sesqui_eval::{
+    Evaluation, EvaluationConfig, Method, QuestionRow, Task, answer_all, evaluate, time,
+};
 use sesqui_run::{SummaryRow, atomic_write};
 
 use crate::exits::Exits;
@@ -36,6 +38,68 @@ pub struct Measured {
     pub exits: Option<Exits>,
 }
 
+/// A model that is measured beside others on the same questions.
+#[derive(Clone)]
+pub struct Candidate {
+    /// The model, refining and halting as it is to be measured.
+    pub model: Trained,
+    /// Name of the method in tables.
+    pub method: String,
+    /// `<stage>/step-…`.
+    pub checkpoint: String,
+    /// Seed of the run that trained it.
+    pub seed: u64,
+    /// File to write, a `.json`, if any; the answers go beside it as `.jsonl`.
+    pub file: Option<PathBuf>,
+}
+
+/// Measures `candidates` on `task`, their times in turn, and writes their files.
+///
+/// # Errors
+///
+/// When a question does not fit or a file cannot be written.
+pub fn side_by_side(
+    candidates: &[Candidate],
+    device: &Device,
+    task: Task<'_>,
+    config: &EvaluationConfig,
+    reasoning: &ReasoningConfig,
+) -> Result<Vec<Measured>> {
+    let methods: Vec<Box<dyn Method + '_>> = candidates
+        .iter()
+        .map(|candidate| candidate.model.method(device, &task, config, reasoning))
+        .collect();
+    let questions = task.problems.len();
+    let mut found = Vec::with_capacity(candidates.len());
+    for (candidate, method) in candidates.iter().zip(&methods) {
+        let name = format!("{} on {} {}", candidate.method, task.dataset, task.split);
+        let bar = screen::progress(questions, &name);
+        found.push(answer_all(&**method, task, config, &mut |done| {
+            bar.set_position(done as u64);
+        })?);
+        bar.finish_and_clear();
+    }
+    let methods: Vec<&dyn Method> = methods.iter().map(|method| &**method).collect();
+    let work = methods.len() * config.timing_work(questions);
+    let bar = screen::progress(work, &format!("time on {} {}", task.dataset, task.split));
+    let timings = time(&methods, task, config, &mut |done| {
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    let mut measured = Vec::with_capacity(candidates.len());
+    for ((candidate, mut found), timing) in candidates.iter().zip(found).zip(timings) {
+        found.timing = timing;
+        let subject = Subject {
+            method: &candidate.method,
+            checkpoint: candidate.checkpoint.clone(),
+            seed: candidate.seed,
+        };
+        let file = candidate.file.as_deref();
+        measured.push(kept(&candidate.model, &task, found, &subject, file)?);
+    }
+    Ok(measured)
+}
+
 /// Measures `model` on `task`; writes `file`, a `.json`, and the answers beside it as `.jsonl`.
 ///
 /// # Errors
@@ -59,10 +123,21 @@ pub fn measure(
         bar.set_position(done as u64)
     })?;
     bar.finish_and_clear();
-    let summary = summary_row(&found, &task, subject);
+    kept(model, &task, found, subject, file)
+}
+
+/// What was found of `model`, written to `file`.
+fn kept(
+    model: &Trained,
+    task: &Task<'_>,
+    found: Evaluation,
+    subject: &Subject<'_>,
+    file: Option<&Path>,
+) -> Result<Measured> {
+    let summary = summary_row(&found, task, subject);
     let exits = match model {
         Trained::Latent(latent) if latent.shortcuts.is_some() => {
-            Some(Exits::count(latent, &task, &found))
+            Some(Exits::count(latent, task, &found))
         }
         _ => None,
     };
@@ -212,8 +287,8 @@ pub fn legend(config: &EvaluationConfig) -> String {
         0 => "Times were not measured.".to_owned(),
         questions => format!(
             "Times at batch {} over {questions} questions spread over the split, each the median of \
-             {} rounds, after {} questions for warm-up; reasoning runs from the end of the prompt to \
-             the answer.",
+             {} rounds, after {} questions for warm-up, methods in turn; reasoning runs from the end of \
+             the prompt to the answer.",
             config.timing_batch_size, config.timing_rounds, config.warm_up_questions
         ),
     };

@@ -128,7 +128,8 @@ pub fn evaluations_folder(opened: &Opened) -> Option<PathBuf> {
     opened.run().map(|run| run.evaluations())
 }
 
-/// A file name for an evaluation started at `started` that no other evaluation in `folder` has.
+/// A file name for an evaluation started at `started` that no other evaluation in `folder` has, nor one of
+/// `promised`, which are still to be written.
 ///
 /// # Errors
 ///
@@ -138,6 +139,7 @@ pub fn evaluation_file(
     stage: &str,
     split: &str,
     started: Timestamp,
+    promised: &[PathBuf],
 ) -> Result<PathBuf> {
     let time = started
         .to_zoned(TimeZone::UTC)
@@ -153,9 +155,12 @@ pub fn evaluation_file(
             format!("-{number}")
         };
         let path = folder.join(format!("{stage}_{split}_{time}{suffix}.json"));
-        let taken =
-            ["json", "grid.jsonl", "halt.jsonl"].map(|extension| path.with_extension(extension));
-        if !taken.iter().any(|path| path.exists()) {
+        let taken = ["json", "grid.jsonl", "halt.jsonl", "refine.jsonl"]
+            .map(|extension| path.with_extension(extension));
+        if !taken
+            .iter()
+            .any(|path| promised.contains(path) || path.exists())
+        {
             return Ok(path);
         }
         number += 1;

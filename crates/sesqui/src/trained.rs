@@ -19,6 +19,7 @@ use sesqui_shortcut::{
 use sesqui_trainer::checkpoint::load_model;
 
 use crate::experiment::{Objective, Stage};
+use crate::halting;
 use crate::preparation::Prepared;
 use crate::reasoning::ReasoningConfig;
 
@@ -26,6 +27,7 @@ use crate::reasoning::ReasoningConfig;
 pub const LATENTS: &str = "latents.json";
 
 /// A trained model.
+#[derive(Clone)]
 pub enum Trained {
     /// Reasons in words, or not at all.
     Tokens(Box<Transformer>),
@@ -34,6 +36,7 @@ pub enum Trained {
 }
 
 /// A model that reasons in latent steps.
+#[derive(Clone)]
 pub struct Latent {
     /// The student.
     pub model: LatentTransformer,
@@ -288,6 +291,23 @@ impl Trained {
                 format!("{stage}, {}", refinement.label)
             }
         }
+    }
+
+    /// The same as it answers with `refinement` and stopping as `halt` says, and what tables call that of
+    /// the model of `stage`.
+    pub fn asked(
+        &self,
+        stage: &str,
+        refinement: Option<&Prepared>,
+        halt: &HaltConfig,
+    ) -> (Self, String) {
+        let mut model = self.clone();
+        let mut name = model.refine(stage, refinement);
+        model.halt(halt);
+        if !halt.is_never() {
+            name.push_str(&format!(", {}", halting::label(halt)));
+        }
+        (model, name)
     }
 
     /// From now on stops reasoning as `halt` says. Nothing changes where there are no latents.

@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 use sesqui_dataset::encode::PositionLayout;
 use sesqui_eval::{
     Evaluation, EvaluationConfig, EvaluationError, Method, Response, Responses, Task,
-    TokenDecoding, evaluate,
+    TokenDecoding, evaluate, time,
 };
 use sesqui_model::{Family, ModelConfig, Transformer};
 use sesqui_reason::{Decoding, Prompt, PromptError};
@@ -308,6 +308,67 @@ fn a_timed_question_takes_its_median() {
     assert_eq!(calls.len(), 1 + 1 + 3 * 5);
     assert_eq!(calls[13], [2]);
     assert!((found.prefill_ms - 4.0).abs() < 1e-9, "{found:?}");
+}
+
+/// A script, and a note of who was asked what in a log that several share.
+struct Noted<'a> {
+    script: Script<'a>,
+    name: char,
+    log: &'a RefCell<Vec<(char, Vec<usize>)>>,
+}
+
+impl Method for Noted<'_> {
+    fn respond(&self, prompt: &Prompt) -> Result<Responses, PromptError> {
+        let responses = self.script.respond(prompt);
+        let asked = self.script.calls.borrow().last().cloned();
+        self.log
+            .borrow_mut()
+            .push((self.name, asked.unwrap_or_default()));
+        responses
+    }
+}
+
+/// Each question goes to all methods before the next one, in every round, and each gets its own times.
+#[test]
+fn methods_are_timed_in_turn() {
+    let exercises = ten();
+    let log = RefCell::default();
+    let noted = |name| Noted {
+        script: Script::new(&exercises, |_, answer| format!("####{answer}")),
+        name,
+        log: &log,
+    };
+    let (one, two) = (noted('a'), noted('b'));
+    // The second answer of `b` to question 5; of `a` to none.
+    two.script.slow.set(Some(2));
+    let config = EvaluationConfig {
+        timing_questions: 2,
+        warm_up_questions: 1,
+        timing_rounds: 2,
+        ..EvaluationConfig::default()
+    };
+    let mut done = Vec::new();
+    let heard = &mut |n| done.push(n);
+    let found = time(&[&one, &two], exercises.task(), &config, heard).unwrap();
+    let order: String = log.borrow().iter().map(|(name, _)| *name).collect();
+    assert_eq!(order, "ab".repeat(5));
+    let asked: Vec<usize> = log
+        .borrow()
+        .iter()
+        .map(|(_, asked)| asked[0])
+        .step_by(2)
+        .collect();
+    assert_eq!(asked, [0, 0, 5, 0, 5]);
+    assert_eq!(done.last(), Some(&(2 * config.timing_work(10))));
+    assert_eq!(found.len(), 2);
+    assert!((found[0].prefill_ms - 2.5).abs() < 1e-9, "{found:?}");
+    // The median of two is their mean: (1,000 + 1) / 2 times 5 ms over two questions.
+    assert!((found[1].prefill_ms - 1_251.25).abs() < 1e-9, "{found:?}");
+    assert!(
+        time(&[], exercises.task(), &config, &mut |_| ())
+            .unwrap()
+            .is_empty()
+    );
 }
 
 /// Operations counted one multiplication and addition at a time: each matrix element once per

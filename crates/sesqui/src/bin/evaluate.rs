@@ -11,7 +11,7 @@ use sesqui::experiment::Experiment;
 use sesqui::fitting::{Asked, Fitting, Room};
 use sesqui::halt_study::{self, HaltRow, study};
 use sesqui::halting;
-use sesqui::measure::{Measured, Subject, legend, measure, table};
+use sesqui::measure::{Candidate, Measured, Subject, legend, side_by_side, table};
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
@@ -214,6 +214,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
             notes(&task, &fitting)?;
             let config = &experiment.evaluation;
             let before = measured.len();
+            let mut candidates = Vec::new();
             for refinement in &refinements {
                 let stage = &opened.state.stage;
                 let name = model.refine(stage, refinement.as_ref());
@@ -223,7 +224,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
                     seed: opened.experiment.seed,
                 };
                 let file = match &folder {
-                    Some(folder) => Some(place(folder, stage, &task, started)?),
+                    Some(folder) => Some(place(folder, stage, &task, started, &written)?),
                     None => None,
                 };
                 if !halts.is_empty() {
@@ -237,7 +238,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
                         &mut || {
                             let folder = folder.as_deref();
                             let at = folder
-                                .map(|folder| place(folder, stage, &task, started))
+                                .map(|folder| place(folder, stage, &task, started, &written))
                                 .transpose()?;
                             written.extend(at.clone());
                             Ok(at)
@@ -277,21 +278,27 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
                     }
                     continue;
                 }
-                measured.push(measure(
-                    &model,
-                    &device,
-                    task,
-                    config,
-                    &sweep.single(&experiment.reasoning),
-                    &subject,
-                    file.as_deref(),
-                )?);
-                written.extend(file);
+                written.extend(file.clone());
+                candidates.push(Candidate {
+                    model: model.clone(),
+                    method: name,
+                    checkpoint: checkpoint_name(stage, &opened.folder),
+                    seed: opened.experiment.seed,
+                    file,
+                });
             }
+            let reasoning = sweep.single(&experiment.reasoning);
+            measured.extend(side_by_side(
+                &candidates,
+                &device,
+                task,
+                config,
+                &reasoning,
+            )?);
             let own = &measured[before..];
             if let ([_, _, _, ..], Some(folder)) = (own, &folder) {
                 let rows = refine_study::rows(&variants, own)?;
-                let file = place(folder, &opened.state.stage, &task, started)?;
+                let file = place(folder, &opened.state.stage, &task, started, &written)?;
                 written.extend(refine_study::write(
                     &rows,
                     &file.with_extension("refine.jsonl"),
@@ -454,8 +461,14 @@ fn notes(task: &Task<'_>, fitting: &Fitting) -> Result<()> {
     Ok(())
 }
 
-fn place(folder: &Path, stage: &str, task: &Task<'_>, started: Timestamp) -> Result<PathBuf> {
+fn place(
+    folder: &Path,
+    stage: &str,
+    task: &Task<'_>,
+    started: Timestamp,
+    promised: &[PathBuf],
+) -> Result<PathBuf> {
     std::fs::create_dir_all(folder)
         .with_context(|| format!("cannot create {}", folder.display()))?;
-    reopened::evaluation_file(folder, stage, task.split, started)
+    reopened::evaluation_file(folder, stage, task.split, started, promised)
 }

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use sesqui::cli::{ConfigArguments, PlaceArguments};
 use sesqui::events::Events;
 use sesqui::halting;
-use sesqui::measure::{Subject, measure, ratios, table};
+use sesqui::measure::{Candidate, ratios, side_by_side, table};
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{INTERRUPTED, report};
 use sesqui::opened::Opened;
@@ -165,50 +165,51 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
         .into_iter()
         .collect();
     let mut preparation = Preparation::new(&workbench, experiment, &device);
-    for (stage, model, folder) in &mut trained {
+    let mut candidates = Vec::new();
+    for (stage, model, folder) in &trained {
         let refinements = match variants.as_slice() {
             [] => vec![None],
             variants => preparation.plain_and(variants, model, &Opened::checkpoint(folder)?)?,
         };
         let asked = halting::all(&[], &experiment.reasoning)?;
         let halts = halting::beside(&asked, model);
-        let halts = || std::iter::once(&HaltConfig::Never).chain(&halts);
-        let ways = refinements
-            .iter()
-            .flat_map(|refinement| halts().map(move |halt| (refinement, halt)));
-        for (refinement, halt) in ways {
-            let mut name = model.refine(&stage.name, refinement.as_ref());
-            model.halt(halt);
-            if !halt.is_never() {
-                name.push_str(&format!(", {}", halting::label(halt)));
-            }
-            let subject = Subject {
-                method: &name,
-                checkpoint: checkpoint_name(&stage.name, folder),
-                seed: experiment.seed,
-            };
-            let refined = refinement.as_ref().map_or("", |_| "_refined");
-            let halted = if halt.is_never() { "" } else { "_halting" };
-            for task in workbench.test_tasks(experiment) {
-                if interrupter.should_stop() {
-                    events.of_run(EventKind::Interrupted)?;
-                    return interrupted(&directory);
-                }
-                let config = &experiment.evaluation;
-                let file = format!("{}{refined}{halted}_{}", stage.name, task.split);
-                let found = measure(
+        for refinement in &refinements {
+            for halt in std::iter::once(&HaltConfig::Never).chain(&halts) {
+                let (model, method) = model.asked(&stage.name, refinement.as_ref(), halt);
+                let refined = refinement.as_ref().map_or("", |_| "_refined");
+                let halted = if halt.is_never() { "" } else { "_halting" };
+                let candidate = Candidate {
                     model,
-                    &device,
-                    task,
-                    config,
-                    &experiment.reasoning,
-                    &subject,
-                    Some(&directory.evaluation(&file)?),
-                )?;
-                summary.rows.push(found.summary.clone());
-                measured.push(found);
+                    method,
+                    checkpoint: checkpoint_name(&stage.name, folder),
+                    seed: experiment.seed,
+                    file: None,
+                };
+                candidates.push((format!("{}{refined}{halted}", stage.name), candidate));
             }
         }
+    }
+    for task in workbench.test_tasks(experiment) {
+        if interrupter.should_stop() {
+            events.of_run(EventKind::Interrupted)?;
+            return interrupted(&directory);
+        }
+        let candidates = candidates
+            .iter()
+            .map(|(name, candidate)| {
+                let file = directory.evaluation(&format!("{name}_{}", task.split))?;
+                Ok(Candidate {
+                    file: Some(file),
+                    ..candidate.clone()
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let (config, reasoning) = (&experiment.evaluation, &experiment.reasoning);
+        let found = side_by_side(&candidates, &device, task, config, reasoning)?;
+        summary
+            .rows
+            .extend(found.iter().map(|found| found.summary.clone()));
+        measured.extend(found);
     }
     summary.write(&directory.summary())?;
     events.of_run(EventKind::Finished)?;
