@@ -296,13 +296,12 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
                 &reasoning,
             )?);
             let own = &measured[before..];
-            if let ([_, _, _, ..], Some(folder)) = (own, &folder) {
+            // Named as the file of plain latents, which is there with every one of them.
+            let file = candidates.first().and_then(|plain| plain.file.as_ref());
+            if let ([_, _, _, ..], Some(file)) = (own, file) {
                 let rows = refine_study::rows(&variants, own)?;
-                let file = place(folder, &opened.state.stage, &task, started, &written)?;
-                written.extend(refine_study::write(
-                    &rows,
-                    &file.with_extension("refine.jsonl"),
-                )?);
+                let file = file.with_extension("refine.jsonl");
+                written.extend(refine_study::write(&rows, &file)?);
             }
         }
         bench = Some((workbench, experiment));
