@@ -27,5 +27,8 @@ mod resume;
 mod runs;
 #[path = "cli/starts.rs"]
 mod starts;
+#[cfg(unix)]
+#[path = "cli/study.rs"]
+mod study;
 #[path = "cli/support.rs"]
 mod support;

@@ -64,9 +64,7 @@ Examples:
   train --config experiments/gsm8k/cot.toml         an experiment file
   train --set seed=2 --set stages.cot.training.steps=600
   train --backend cuda                              a build with --features cuda
-  train --study experiments/studies/arith-dag.toml --run runs/study
-                                                    a study; the same command resumes, or takes another
-                                                    run of it beside a process that is at work
+  train --study experiments/studies/arith-dag.toml  methods and seeds, in one table
 Ctrl-C once finishes the step, saves and prints the command that resumes; twice leaves at once.
 Exit codes: 0 done, 1 failed, 2 wrong use, 130 stopped and resumable.";
 

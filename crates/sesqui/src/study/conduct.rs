@@ -76,30 +76,29 @@ pub fn conduct(asked: &Conduct<'_>) -> Result<ExitCode> {
     let device = asked.place.backend.device()?;
 
     let variant = variant(asked.file);
-    let started = Timestamp::now();
-    if asked.dry_run {
-        let directory = asked.directory.map(StudyDirectory::at);
-        say(&study.text)?;
-        say(plan.stages())?;
-        say(plan.states(directory.as_ref())?)?;
-        for run in plan.of_first_seed() {
-            say(checked(run, &study.value, asked)?)?;
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
     let folder = match asked.directory {
         Some(folder) => folder.to_owned(),
-        None => Path::new("runs").join(run_name(started, &variant, &study.hash)),
+        None => Path::new("runs").join(run_name(Timestamp::now(), &variant, &study.hash)),
     };
-    let directory = StudyDirectory::open_or_create(&folder, &study.text, &plan.configurations())?;
-    say(plan.stages())?;
-    say(plan.states(Some(&directory))?)?;
+    let there = StudyDirectory::at(&folder);
+    let mut data = Vec::new();
     // One seed stands for all: they differ in what is drawn, not in what is set.
     for run in plan.of_first_seed() {
-        if Record::read(&directory.run(&run.name)?)?.is_none() {
-            checked(run, &study.value, asked)?;
+        if asked.dry_run || Record::read(&there.run(&run.name)?)?.is_none() {
+            data.push(checked(run, &study.value, asked)?);
         }
     }
+    if asked.dry_run {
+        say(&study.text)?;
+    }
+    say(plan.stages())?;
+    say(plan.states(&there)?)?;
+    if asked.dry_run {
+        say(data.join("\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let configurations = plan.configurations();
+    let directory = StudyDirectory::open_or_create(&folder, &study.text, &configurations)?;
 
     let interrupter = Interrupter::new();
     stop_on_ctrl_c(&interrupter)?;

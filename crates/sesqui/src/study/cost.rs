@@ -276,3 +276,43 @@ impl Counter<'_> {
         passes * self.student(batch) + before + self.chain(&batch.teacher, false)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_that_of_steps_wherever_they_ran() {
+        let row = |stage: &str, step, split: &str, tokens, rate, elapsed| MetricRow {
+            tokens,
+            tokens_per_second: rate,
+            elapsed_seconds: elapsed,
+            ..MetricRow::new(stage, step, split)
+        };
+        let rows = [
+            row("cot", 1, "train", 100, Some(50.0), 2.0),
+            row("cot", 2, "train", 200, Some(100.0), 3.0),
+            row("cot", 2, "validation", 200, None, 9.0),
+            // Gone on with: the clock starts anew.
+            row("cot", 3, "train", 320, Some(40.0), 3.0),
+            row("latent", 1, "train", 70, Some(10.0), 7.0),
+        ];
+        let cost = taken("cot", &rows);
+        assert_eq!((cost.steps, cost.tokens, cost.seconds), (3.0, 320.0, 6.0));
+        assert_eq!(taken("latent", &rows).seconds, 7.0);
+        assert_eq!(taken("other", &rows), TrainingCost::default());
+    }
+
+    #[test]
+    fn what_is_not_counted_stays_so_in_sums_and_means() {
+        let cost = |steps, flops| TrainingCost {
+            steps,
+            flops,
+            ..TrainingCost::default()
+        };
+        let counted = [cost(2.0, Some(10.0)), cost(4.0, Some(30.0))];
+        assert_eq!(TrainingCost::mean(&counted), cost(3.0, Some(20.0)));
+        assert_eq!(counted[0] + cost(1.0, None), cost(3.0, None));
+        assert_eq!(TrainingCost::mean(&[]), TrainingCost::default());
+    }
+}

@@ -109,13 +109,13 @@ fn spaced(count: f64) -> String {
 }
 
 fn by_latent_steps(report: &Report) -> Option<String> {
-    let (numbers, lines) = latent_steps(report)?;
+    let grid = latent_steps(report)?;
     let header = ["data".to_owned(), "latent steps".to_owned()];
-    let rows = lines.into_iter().map(|(row, cells)| {
+    let rows = grid.methods.into_iter().map(|(row, cells)| {
         let first = vec![place(row), format!("`{}`", row.method)];
         [first, cells].concat()
     });
-    let header: Vec<String> = header.into_iter().chain(numbers).collect();
+    let header: Vec<String> = header.into_iter().chain(grid.numbers).collect();
     Some(format!(
         "Accuracy in % by the number of latent steps:\n\n{}",
         table(&header, rows)

@@ -238,3 +238,6 @@ fn depends_on_reasoning(stage: &Stage) -> bool {
     stage.training.early_stopping != EarlyStopping::Never
         || matches!(stage.objective, Objective::Halt(_))
 }
+
+#[cfg(test)]
+mod tests;

@@ -122,7 +122,10 @@ impl<'a> Panel<'a> {
         });
         let seeds = methods.iter().map(|row| row.seeds.len()).max();
         Self {
-            heading: format!("{dataset} {split}, {} seeds", seeds.unwrap_or(0)),
+            heading: match seeds {
+                Some(1) => format!("{dataset} {split}, one seed"),
+                seeds => format!("{dataset} {split}, {} seeds", seeds.unwrap_or(0)),
+            },
             cost,
             lines: lines.collect(),
             methods,
@@ -170,9 +173,11 @@ impl<'a> Panel<'a> {
         for (index, (method, line)) in self.methods.iter().zip(&self.lines).enumerate() {
             let ink = INKS[index % INKS.len()];
             let points: Vec<(i32, i32)> = line.iter().map(|row| at(row)).collect();
-            area.draw(&PathElement::new(points.clone(), ink.mix(0.6)))?;
-            for point in points {
+            for &point in &points {
                 area.draw(&Circle::new(point, 2, ink.filled()))?;
+            }
+            if !points.is_empty() {
+                area.draw(&PathElement::new(points, ink.mix(0.6)))?;
             }
             let (across, height) = at(method);
             let ends = [(across, y(method.ci_low)), (across, y(method.ci_high))];

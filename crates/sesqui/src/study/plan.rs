@@ -144,24 +144,17 @@ impl Plan {
         notes.fold(table.to_string(), |text, note| format!("{text}\n{note}"))
     }
 
-    /// Every run and how far it has come; without a directory nothing has begun.
+    /// Every run and how far it has come.
     ///
     /// # Errors
     ///
     /// When the directory cannot be read.
-    pub fn states(&self, directory: Option<&StudyDirectory>) -> Result<String> {
-        let width = self
-            .runs
-            .iter()
-            .map(|run| run.name.len())
-            .max()
-            .unwrap_or(0);
+    pub fn states(&self, directory: &StudyDirectory) -> Result<String> {
+        let runs = self.runs.iter();
+        let width = runs.map(|run| run.name.len()).max().unwrap_or(0);
         let mut lines = Vec::new();
         for run in &self.runs {
-            let state = match directory {
-                Some(directory) => run.state(&directory.run(&run.name)?)?,
-                None => "not begun".to_owned(),
-            };
+            let state = run.state(&directory.run(&run.name)?)?;
             lines.push(format!("{:width$}  {state}", run.name));
         }
         Ok(lines.join("\n"))
@@ -261,6 +254,7 @@ fn comparable(set: &DataSet, sources: &[Source]) -> Result<()> {
 
 fn of_seed(set: &DataSet, merged: &[Merged], seed: u64, smoke: bool) -> Result<Vec<PlannedRun>> {
     let mut runs: Vec<PlannedRun> = Vec::with_capacity(merged.len());
+    let text = |group: &Merged| toml::to_string(&group.experiment);
     for (index, group) in merged.iter().enumerate() {
         let mut experiment = Experiment {
             seed,
@@ -271,10 +265,8 @@ fn of_seed(set: &DataSet, merged: &[Merged], seed: u64, smoke: bool) -> Result<V
         }
         experiment.validate()?;
         let resolved = Resolved::frozen(experiment)?;
-        let apart = match runs.first() {
-            Some(first) => differences(&first.resolved.text, &resolved.text)?,
-            None => Vec::new(),
-        };
+        // As they are, not as `--smoke` makes them.
+        let apart = differences(&text(&merged[0])?, &text(group)?)?;
         let apart = apart.into_iter().map(|difference| difference.key);
         // A dot is in no name of a data set.
         let number = match merged.len() {

@@ -106,22 +106,26 @@ fn training(report: &Report) -> String {
 
 /// Accuracy in percent by the number of latent steps; `None` where no method was asked so.
 fn by_latent_steps(report: &Report) -> Option<String> {
-    let (header, lines) = latent_steps(report)?;
+    let grid = latent_steps(report)?;
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     let first = ["accuracy %, latent steps".to_owned(), "data".to_owned()];
-    table.set_header(first.into_iter().chain(header));
-    for (row, cells) in lines {
+    table.set_header(first.into_iter().chain(grid.numbers));
+    for (row, cells) in grid.methods {
         table.add_row([vec![row.method.clone(), place(row)], cells].concat());
     }
     Some(to_the_right(table, 2))
 }
 
-/// The numbers of latent steps that some method was asked with, and each such method with its accuracy after
-/// them, nothing where it was not.
-pub(super) fn latent_steps(
-    report: &Report,
-) -> Option<(Vec<String>, Vec<(&PooledRow, Vec<String>)>)> {
+/// Methods by their number of latent steps.
+pub(super) struct ByLatentSteps<'a> {
+    /// The numbers that some method was asked with, ascending.
+    pub numbers: Vec<String>,
+    /// Each such method with its accuracy after them, nothing where it was not asked so.
+    pub methods: Vec<(&'a PooledRow, Vec<String>)>,
+}
+
+pub(super) fn latent_steps(report: &Report) -> Option<ByLatentSteps<'_>> {
     let asked: Vec<_> = report
         .methods()
         .map(|row| (row, report.by_latent_steps(row)))
@@ -129,19 +133,18 @@ pub(super) fn latent_steps(
         .collect();
     let rows = asked.iter().flat_map(|(_, rows)| rows);
     let numbers: BTreeSet<usize> = rows.map(|(steps, _)| *steps).collect();
-    if numbers.is_empty() {
-        return None;
-    }
     let cell = |rows: &[(usize, &PooledRow)], number: usize| {
         let found = rows.iter().find(|(steps, _)| *steps == number);
         found.map_or_else(String::new, |(_, row)| percent(row.accuracy))
     };
-    let lines = asked.iter().map(|(method, rows)| {
+    let methods = asked.iter().map(|(method, rows)| {
         let cells = numbers.iter().map(|number| cell(rows, *number));
         (*method, cells.collect())
     });
-    let lines = lines.collect();
-    Some((numbers.iter().map(usize::to_string).collect(), lines))
+    (!numbers.is_empty()).then(|| ByLatentSteps {
+        numbers: numbers.iter().map(usize::to_string).collect(),
+        methods: methods.collect(),
+    })
 }
 
 /// What the columns mean.
