@@ -231,7 +231,7 @@ impl AtWork<'_> {
             let report = Report::read(self.study, self.plan, self.directory, command)?;
             let json = serde_json::to_string_pretty(&report)?;
             atomic_write(&self.directory.rows(), format!("{json}\n").as_bytes())?;
-            let text = markdown::text(&report, self.evaluation());
+            let text = markdown::text(&report, &self.evaluations());
             atomic_write(&self.directory.tables(), text.as_bytes())?;
             for (cost, name) in Cost::ALL {
                 if let Some(picture) = pareto::svg(&report, cost)? {
@@ -244,7 +244,7 @@ impl AtWork<'_> {
 
     /// Shows what was found, and says what is not there yet.
     fn tell(&self, report: &Report, held: &[String]) -> Result<()> {
-        if let Some(text) = table::shown(report, self.evaluation()) {
+        if let Some(text) = table::shown(report, &self.evaluations()) {
             say(text)?;
         }
         if !held.is_empty() {
@@ -259,10 +259,13 @@ impl AtWork<'_> {
         ))
     }
 
-    /// How answers are measured: the same for the methods of a data set; the legend tells of the first.
-    fn evaluation(&self) -> &EvaluationConfig {
-        // A valid study has a seed, a data set and a method.
-        &self.plan.runs[0].resolved.value.evaluation
+    /// How answers are measured, for each data set: its methods have it in common.
+    fn evaluations(&self) -> Vec<(&str, &EvaluationConfig)> {
+        let runs = self.plan.of_first_seed();
+        let all = runs.map(|run| (&*run.data_set, &run.resolved.value.evaluation));
+        let mut evaluations: Vec<(&str, &EvaluationConfig)> = all.collect();
+        evaluations.dedup_by_key(|(data_set, _)| *data_set);
+        evaluations
     }
 }
 

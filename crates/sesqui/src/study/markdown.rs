@@ -9,14 +9,14 @@ use super::table::{large, latent_steps, legend, percent, place};
 use crate::compare::Compared;
 
 /// `study.md`: how it was made, then everything that was found so far.
-pub fn text(report: &Report, evaluation: &EvaluationConfig) -> String {
+pub fn text(report: &Report, evaluations: &[(&str, &EvaluationConfig)]) -> String {
     let mut parts = vec![origin(report), results(report)];
     parts.extend(by_latent_steps(report));
     match &report.unpaired {
         Some(reason) => parts.push(format!("No paired test: {reason}")),
         None => parts.extend(paired(report)),
     }
-    parts.push(legend(report, evaluation).join("\n"));
+    parts.push(legend(report, evaluations).join("\n"));
     parts.join("\n\n") + "\n"
 }
 

@@ -11,7 +11,7 @@ use super::report::{PooledRow, Report};
 use crate::{compare, measure};
 
 /// Everything that a study has found so far; `None` where it is nothing.
-pub fn shown(report: &Report, evaluation: &EvaluationConfig) -> Option<String> {
+pub fn shown(report: &Report, evaluations: &[(&str, &EvaluationConfig)]) -> Option<String> {
     report.methods().next()?;
     let paired = match &report.unpaired {
         Some(reason) => Some(format!("no paired test: {reason}")),
@@ -22,7 +22,7 @@ pub fn shown(report: &Report, evaluation: &EvaluationConfig) -> Option<String> {
         Some(training(report)),
         by_latent_steps(report),
         paired,
-        Some(legend(report, evaluation).join("\n")),
+        Some(legend(report, evaluations).join("\n")),
     ];
     Some(parts.into_iter().flatten().collect::<Vec<_>>().join("\n"))
 }
@@ -147,17 +147,32 @@ pub(super) fn latent_steps(report: &Report) -> Option<ByLatentSteps<'_>> {
     })
 }
 
-/// What the columns mean.
-pub(super) fn legend(report: &Report, evaluation: &EvaluationConfig) -> Vec<String> {
+/// What the columns mean; `evaluations` say how the methods of each data set were measured.
+pub(super) fn legend(report: &Report, evaluations: &[(&str, &EvaluationConfig)]) -> Vec<String> {
     let mut lines = vec![
         "Over several seeds: accuracy and its interval over all their questions, costs as means of the seeds."
             .to_owned(),
-        measure::legend(evaluation),
+    ];
+    let legends = evaluations.iter();
+    let legends: Vec<(&str, String)> = legends
+        .map(|(data_set, evaluation)| (*data_set, measure::legend(evaluation)))
+        .collect();
+    match legends.as_slice() {
+        [(_, first), others @ ..] if others.iter().all(|(_, other)| other == first) => {
+            lines.push(first.clone());
+        }
+        several => lines.extend(
+            several
+                .iter()
+                .map(|(data_set, legend)| format!("{data_set}: {legend}")),
+        ),
+    }
+    lines.push(
         "Training: its time is that of optimizer steps, without validation; with ancestors, all stages from \
          the first, whoever else uses them. FLOPs are counted on the batches: a backward pass as two forward \
          passes, as one where weights are frozen."
             .to_owned(),
-    ];
+    );
     if report.methods().any(|row| row.shared_questions > 0) {
         lines.push(
             "Several seeds were asked the same questions: intervals over all of them are too narrow, go by \

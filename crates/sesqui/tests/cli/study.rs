@@ -395,7 +395,7 @@ latent_steps = [2]
 
 [[data_sets]]
 name = "ten"
-set = ["evaluation.timing_questions=0"]
+set = ["evaluation.max_tokens=30"]
 methods = [
     { name = "latent", config = "experiments/arith-dag/default.toml", stage = "latent" },
     { name = "never", config = "experiments/arith-dag/default.toml", stage = "system15", set = ["reasoning.exit_threshold=1.0"] },
@@ -464,9 +464,6 @@ fn methods_that_differ_in_reasoning_share_their_model() {
 
     let svg = std::fs::read_to_string(at.join("pareto_flops.svg")).unwrap();
     assert!(svg.contains("\nten test, one seed\n") && svg.contains("\nseven test, one seed\n"));
-    // Of the first nothing was timed.
-    let svg = std::fs::read_to_string(at.join("pareto_ms.svg")).unwrap();
-    assert!(!svg.contains("\nten test") && svg.contains("\nseven test"));
     let folders = std::fs::read_dir(at.join("runs")).unwrap();
     let mut runs: Vec<_> = folders.map(|run| run.unwrap().file_name()).collect();
     runs.sort();
