@@ -30,5 +30,8 @@ mod starts;
 #[cfg(unix)]
 #[path = "cli/study.rs"]
 mod study;
+#[cfg(unix)]
+#[path = "cli/study_refusals.rs"]
+mod study_refusals;
 #[path = "cli/support.rs"]
 mod support;

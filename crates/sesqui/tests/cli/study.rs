@@ -1,4 +1,5 @@
-//! A study from its file to its table: shared stages, a stop, two processes at once, refusals.
+//! A study from its file to its table: shared stages, a stop, two processes at once, ways of asking, a run
+//! that fails.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,11 +11,12 @@ use sesqui_run::{Invocation, StudyDirectory};
 use crate::resume::{assert_same, reaches};
 use crate::support::{files, program, root, run, said, succeed};
 
-const STUDY: &str = "experiments/studies/arith-dag.toml";
+pub const STUDY: &str = "experiments/studies/arith-dag.toml";
 const METHODS: [&str; 5] = ["no-cot", "cot", "latent", "system15", "joint"];
 const RUNS: [&str; 2] = ["arith-dag_seed-1", "arith-dag_seed-2"];
 
-fn arguments(at: &Path) -> Vec<&str> {
+/// The shipped study, small, in `at`.
+pub fn arguments(at: &Path) -> Vec<&str> {
     let words = [
         "--smoke",
         "--renderer",
@@ -267,126 +269,6 @@ fn cut_up(at: &Path) {
     assert_eq!(list(&report(at), "unfinished").len(), 0);
 }
 
-/// Settings of the shipped study, standard error without `error: `.
-const REFUSALS: &[(&[&str], &str)] = &[
-    (
-        &["reference=cto"],
-        "reference: there is no method \"cto\"; data set arith-dag has no-cot, cot, latent, system15, joint",
-    ),
-    (
-        &["reference=\"\""],
-        "reference: name the method that others are compared with; data set arith-dag has no-cot, cot, \
-         latent, system15, joint",
-    ),
-    (
-        &["seeds=[]"],
-        "seeds: there is none; give one or more, for example [1, 2, 3]",
-    ),
-    (
-        &["seeds=[1,2,1]"],
-        "seeds: 1 is there twice; give each seed once",
-    ),
-    (
-        &["data_sets.arith-dag.methods.latent.name=cot"],
-        "data_sets.arith-dag.methods.2.name: \"cot\" is taken",
-    ),
-    (
-        &["data_sets.arith-dag.methods.latent.name=a b"],
-        "data_sets.arith-dag.methods.2.name: \"a b\" becomes a file name: use letters, digits, `_` and `-`",
-    ),
-    (
-        &["data_sets.arith-dag.methods=[]"],
-        "data_sets.arith-dag.methods: there is none; add a [[data_sets.methods]]",
-    ),
-    (
-        &["data_sets=[]"],
-        "data_sets: there is nothing to study; add a [[data_sets]] with methods",
-    ),
-    (
-        &["latent_steps=[2,0]"],
-        "latent_steps: 0: a latent model takes at least 1",
-    ),
-    (
-        &["data_sets.arith-dag.methods.latent.stage=latnet"],
-        "data_sets.arith-dag.methods.latent\n  because: stage: experiments/arith-dag/default.toml has no \
-         stage \"latnet\"; it has no_cot, cot, latent, system15",
-    ),
-    (
-        &["data_sets.arith-dag.methods.latent.set=[\"seed=7\"]"],
-        "data_sets.arith-dag: set \"seed=7\": seeds are those of the study, `seeds`",
-    ),
-    (
-        &["data_sets.arith-dag.methods.latent.set=[\"model.layers=two\"]"],
-        "data_sets.arith-dag.methods.latent\n  because: --set model.layers=two: `model.layers` must be a \
-         whole number, 0 or more, but is the string \"two\"",
-    ),
-    (
-        &["data_sets.arith-dag.methods.latent.set=[\"evaluation.questions=7\"]"],
-        "data_sets.arith-dag: no-cot and latent differ in evaluation.questions: 0 → 7; methods of one data \
-         set share data, bad_rows and evaluation: set them in `set` of the data set, or make two data sets",
-    ),
-    (
-        &["data_sets.arith-dag.methods.latent.set=[\"reasoning.halt={ kind = \\\"learned\\\" }\"]"],
-        "data_sets.arith-dag.methods.latent\n  because: reasoning.halt: no stage learns a head; add one with \
-         objective halt",
-    ),
-];
-
-/// Nothing is trained, nothing is written.
-#[test]
-fn a_study_that_does_not_fit_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let at = folder.path().join("study");
-    let refused = |set: &[&str]| {
-        let set = set.iter().flat_map(|set| ["--set", set]);
-        let words: Vec<&str> = arguments(&at).into_iter().chain(set).collect();
-        let refused = run("train", &words);
-        assert_eq!(
-            refused.code,
-            Some(2),
-            "{set:?}: {}",
-            refused.error,
-            set = words
-        );
-        assert_eq!(refused.out, "");
-        assert!(!at.exists());
-        refused.error
-    };
-    for (set, expected) in REFUSALS {
-        assert_eq!(refused(set), format!("error: {expected}\n"), "{set:?}");
-    }
-    let error = refused(&["latent_steps=[60]"]);
-    assert!(error.contains("run arith-dag_seed-1\n"), "{error}");
-    assert!(error.contains("method latent"), "{error}");
-    let error = refused(&["data_sets.arith-dag.method=[]"]);
-    assert!(
-        error.contains("did you mean `data_sets.0.methods`?"),
-        "{error}"
-    );
-
-    let both = run("train", &["--study", STUDY, "--config", STUDY]);
-    assert_eq!(both.code, Some(2));
-    assert!(both.error.contains("cannot be used with"), "{}", both.error);
-}
-
-/// What cannot share a run is told, and where.
-#[test]
-fn other_surroundings_are_told() {
-    let folder = tempfile::tempdir().unwrap();
-    let at = folder.path().join("study");
-    let wide = "data_sets.arith-dag.methods.joint.set=[\"model.d_model=32\"]";
-    let words = [&arguments(&at)[..], &["--dry-run", "--set", wide]].concat();
-    let said = succeed("train", &words);
-    for part in [
-        "arith-dag.1_seed-2  not begun",
-        "arith-dag.2_seed-1  not begun",
-        "arith-dag.2: a run of its own for joint, because of model.d_model; what it has in common",
-    ] {
-        assert!(said.contains(part), "{part}: {said}");
-    }
-    assert!(!at.exists());
-}
-
 /// Ways of asking one trained model, and two data sets.
 const WAYS: &str = r#"
 seeds = [3]
@@ -468,4 +350,42 @@ fn methods_that_differ_in_reasoning_share_their_model() {
     let mut runs: Vec<_> = folders.map(|run| run.unwrap().file_name()).collect();
     runs.sort();
     assert_eq!(runs, ["seven_seed-3", "ten_seed-3"]);
+}
+
+/// A run that fails is told; the others go on, and so does it, once it can.
+#[test]
+fn one_failure_leaves_the_other_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().join("study");
+    let words = "data_sets.arith-dag.methods=[{ name = \"cot\", stage = \"cot\", config = \
+                 \"experiments/arith-dag/default.toml\" }]";
+    let words = [&arguments(&at)[..], &["--set", words]].concat();
+    succeed("train", &words);
+    let study = StudyDirectory::at(&at);
+    let [first, second] = RUNS.map(|name| study.run(name).unwrap());
+    let whole = std::fs::read(first.metrics()).unwrap();
+    std::fs::write(first.metrics(), "{}\n").unwrap();
+    let records = [&first, &second].map(|run| run.folder().join("study/record.json"));
+    for file in &records {
+        std::fs::remove_file(file).unwrap();
+    }
+
+    let failed = run("train", &words);
+    assert_eq!(failed.code, Some(1), "{}", failed.error);
+    let told = "error: 1 of 2 runs failed: arith-dag_seed-1; what they had is kept, the same command goes on\n";
+    assert_eq!(failed.error, told);
+    for part in [
+        "arith-dag_seed-1 failed: ",
+        "metrics.jsonl:1: not a row",
+        "Not finished: arith-dag_seed-1.",
+    ] {
+        assert!(failed.out.contains(part), "{part}: {}", failed.out);
+    }
+    assert_eq!(records.each_ref().map(|file| file.is_file()), [false, true]);
+    assert_eq!(list(&report(&at), "unfinished"), &["arith-dag_seed-1"]);
+    assert_eq!(list(&report(&at), "rows").len(), 1);
+
+    std::fs::write(first.metrics(), whole).unwrap();
+    succeed("train", &words);
+    assert_eq!(list(&report(&at), "rows").len(), 2);
 }
