@@ -67,6 +67,23 @@ pub struct Resolved<T> {
     pub files: Vec<PathBuf>,
 }
 
+impl<T: DeserializeOwned + Serialize> Resolved<T> {
+    /// Freezes values that were made by a program; no file was read.
+    ///
+    /// # Errors
+    /// When the values cannot be written as TOML that reads back as the same values.
+    pub fn frozen(value: T) -> Result<Self, ConfigError> {
+        let text = freeze(&value)?;
+        let hash = digest(&text);
+        Ok(Resolved {
+            value,
+            text,
+            hash,
+            files: Vec::new(),
+        })
+    }
+}
+
 /// Where a value was set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -222,13 +239,9 @@ pub fn load<T: DeserializeOwned + Serialize + Default>(
     let root = Value::Table(root);
     let value: T = serde_path_to_error::deserialize(root.clone())
         .map_err(|error| explain::explain::<T>(error, &root, &layers))?;
-    let text = freeze(&value)?;
-    let hash = digest(&text);
     Ok(Resolved {
-        value,
-        text,
-        hash,
         files,
+        ..Resolved::frozen(value)?
     })
 }
 

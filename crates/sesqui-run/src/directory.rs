@@ -59,6 +59,29 @@ pub enum DirectoryError {
         /// The keys with other values.
         differences: Vec<Difference>,
     },
+    /// The folder exists but holds no study.
+    #[error(
+        "{} has no study.toml, so it is not a study directory; choose another folder, or one that does not exist yet",
+        path.display()
+    )]
+    NotAStudy {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The study was started with other settings.
+    #[error(
+        "{} holds another study (old → new):\n{}\n\
+         a study goes on only unchanged: use `--study {}`, or choose another study directory",
+        path.display(),
+        listed(differences),
+        path.join("study.toml").display()
+    )]
+    StudyDiffers {
+        /// The study directory.
+        path: PathBuf,
+        /// The keys with other values.
+        differences: Vec<Difference>,
+    },
     /// The frozen configuration of the run cannot be read.
     #[error("{} is damaged: {reason}; restore it or choose another run directory", path.display())]
     Damaged {
@@ -328,7 +351,7 @@ pub fn run_name(started: Timestamp, variant: &str, hash: &str) -> String {
     format!("{}_{variant}_{hash}", time.strftime("%Y%m%d-%H%M%S"))
 }
 
-fn check_name(what: &'static str, name: &str) -> Result<(), DirectoryError> {
+pub(crate) fn check_name(what: &'static str, name: &str) -> Result<(), DirectoryError> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if name.is_empty() || name.starts_with('.') || !name.bytes().all(plain) {
         let name = name.to_owned();
@@ -337,7 +360,7 @@ fn check_name(what: &'static str, name: &str) -> Result<(), DirectoryError> {
     Ok(())
 }
 
-fn has_visible_entries(path: &Path) -> Result<bool, FileError> {
+pub(crate) fn has_visible_entries(path: &Path) -> Result<bool, FileError> {
     let failed = |source| FileError::new("list", path, source);
     for entry in fs::read_dir(path).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
@@ -378,21 +401,27 @@ fn lock(path: &Path) -> Result<File, DirectoryError> {
     Ok(handle)
 }
 
-fn compare(path: &Path, stored: &Path, config: &str) -> Result<(), DirectoryError> {
-    let old = read_text(stored)?;
-    if old == config {
-        return Ok(());
-    }
-    let differences = differences(&old, config).map_err(|error| DirectoryError::Damaged {
-        path: stored.to_path_buf(),
-        reason: error.message().to_owned(),
-    })?;
+/// Refuses a configuration that says something else than the one stored in the run directory `path`.
+pub(crate) fn compare(path: &Path, stored: &Path, config: &str) -> Result<(), DirectoryError> {
+    let differences = changed(stored, config)?;
     if differences.is_empty() {
         return Ok(());
     }
     Err(DirectoryError::Differs {
         path: path.to_path_buf(),
         differences,
+    })
+}
+
+/// In which keys `text` differs from the TOML file `stored`.
+pub(crate) fn changed(stored: &Path, text: &str) -> Result<Vec<Difference>, DirectoryError> {
+    let old = read_text(stored)?;
+    if old == text {
+        return Ok(Vec::new());
+    }
+    differences(&old, text).map_err(|error| DirectoryError::Damaged {
+        path: stored.to_path_buf(),
+        reason: error.message().to_owned(),
     })
 }
 

@@ -7,6 +7,7 @@
 //! - [`directory`]: the run directory, its file names and its lock.
 //! - [`rows`]: append-only JSON lines and the schemas of everything a run measures.
 //! - [`provenance`]: who ran what, from which commit, on which machine.
+//! - [`study`]: the study directory, run directories below one frozen study file.
 //! - [`files`]: whole files written in one step.
 //!
 //! Must never be in here: a tensor library, anything that prints, the clock or the environment of
@@ -18,6 +19,7 @@ pub mod directory;
 pub mod files;
 pub mod provenance;
 pub mod rows;
+pub mod study;
 
 pub use config::{ConfigError, ConfigSource, Resolved, load};
 pub use directory::{DirectoryError, RunDirectory, RunPaths};
@@ -26,3 +28,4 @@ pub use provenance::{Invocation, Program};
 pub use rows::{
     EventKind, EventRow, MetricRow, RowError, RowWriter, SampleRow, Schema, Summary, SummaryRow,
 };
+pub use study::StudyDirectory;

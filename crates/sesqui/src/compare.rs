@@ -127,7 +127,8 @@ pub fn compare(couples: &[Couple<'_>], seed: u64) -> Result<Vec<Compared>> {
             pooled.push(of_seed(pairs, seed));
         }
         if strata.len() > 1 {
-            let shared = shared_questions(&strata);
+            let answers = strata.iter().flat_map(|couple| &couple.other.answers);
+            let shared = shared_questions(answers);
             rows.push(row(&pooled, seeds, shared));
         }
     }
@@ -142,10 +143,10 @@ fn of_seed(pairs: Vec<Pair>, seed: u64) -> Vec<Pair> {
     pairs.into_iter().map(named).collect()
 }
 
-/// Answers to questions that stand in more than one stratum.
-fn shared_questions(strata: &[&Couple<'_>]) -> usize {
+/// Answers of several runs to questions that more than one of them was asked.
+pub fn shared_questions<'a>(answers: impl Iterator<Item = &'a QuestionRow>) -> usize {
     let mut times: BTreeMap<&str, usize> = BTreeMap::new();
-    for row in strata.iter().flat_map(|couple| &couple.other.answers) {
+    for row in answers {
         *times.entry(&row.question).or_default() += 1;
     }
     times.into_values().filter(|times| *times > 1).sum()

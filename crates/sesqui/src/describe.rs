@@ -1,6 +1,6 @@
 //! What will happen, said before it does: `--dry-run` and `--list`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use burn::module::Module;
@@ -22,6 +22,7 @@ use sesqui_trainer::objective::Objective as Learner;
 use crate::experiment::{Experiment, Objective, Stage};
 use crate::extensions::extensions;
 use crate::start::latent_settings;
+use crate::study::Study;
 use crate::trained::LatentSettings;
 use crate::workbench::Workbench;
 
@@ -226,39 +227,48 @@ fn parameter_table(model: &Transformer) -> String {
     )
 }
 
-/// The shipped experiments: path, what it is, score to expect, as each file's head says.
+/// The shipped experiments and studies: path, what it is, score to expect, as each file's head says.
 ///
 /// # Errors
 ///
 /// When the folder cannot be read.
 pub fn list(folder: &Path) -> Result<String> {
     let mut files = Vec::new();
-    let studies = std::fs::read_dir(folder).with_context(|| {
+    let folders = std::fs::read_dir(folder).with_context(|| {
         format!(
             "cannot list {}; run from the root of the source tree",
             folder.display()
         )
     })?;
-    for study in studies {
-        let study = study?.path();
-        if study.is_dir() {
-            for file in std::fs::read_dir(&study)? {
+    for folder in folders {
+        let folder = folder?.path();
+        if folder.is_dir() {
+            for file in std::fs::read_dir(&folder)? {
                 let file = file?.path();
                 if file
                     .extension()
                     .is_some_and(|extension| extension == "toml")
                 {
-                    files.push(file);
+                    files.push((file.clone(), std::fs::read_to_string(&file)?));
                 }
             }
         }
     }
     files.sort();
+    let (studies, experiments): (Vec<_>, Vec<_>) = files
+        .into_iter()
+        .partition(|(_, text)| Study::is_text_of(text));
+    let tables = [("--config", experiments), ("--study", studies)];
+    let tables = tables.map(|(flag, files)| heads(flag, &files));
+    Ok(tables.join("\n"))
+}
+
+/// What the heads of `files`, which `flag` takes, say.
+fn heads(flag: &str, files: &[(PathBuf, String)]) -> String {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["--config", "what", "expect"]);
-    for file in files {
-        let text = std::fs::read_to_string(&file)?;
+    table.set_header([flag, "what", "expect"]);
+    for (file, text) in files {
         let head: Vec<&str> = text
             .lines()
             .map_while(|line| line.strip_prefix('#'))
@@ -276,5 +286,5 @@ pub fn list(folder: &Path) -> Result<String> {
             expect.to_owned(),
         ]);
     }
-    Ok(table.to_string())
+    table.to_string()
 }

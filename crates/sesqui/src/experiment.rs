@@ -457,6 +457,23 @@ impl Experiment {
             .map(|stage| stage.name.as_str())
     }
 
+    /// The stages of this experiment that `name` goes back to, the farthest first, itself last; none where
+    /// there is no such stage.
+    pub fn ancestry(&self, name: &str) -> Vec<&Stage> {
+        let mut found = Vec::new();
+        let mut next = self.stage(name);
+        while let Some(stage) = next {
+            found.push(stage);
+            next = match &stage.initialize {
+                // Of a configuration that was not checked, a circle ends where every stage was seen.
+                Initialize::Stage { stage } if found.len() < self.stages.len() => self.stage(stage),
+                _ => None,
+            };
+        }
+        found.reverse();
+        found
+    }
+
     /// The stage called `name`.
     pub fn stage(&self, name: &str) -> Option<&Stage> {
         self.stages.iter().find(|stage| stage.name == name)

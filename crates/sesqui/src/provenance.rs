@@ -86,21 +86,30 @@ pub fn opening(
     )
 }
 
-/// The command line that goes on with this run: the same arguments, at this directory.
-pub fn resume_command(paths: &RunPaths) -> String {
+/// The command line that goes on with a run or a study: the same arguments, at its `folder`.
+pub fn resume_command(folder: &Path) -> String {
     let mut words: Vec<String> = std::env::args().collect();
     if !words
         .iter()
         .any(|word| word == "--run" || word.starts_with("--run="))
     {
         words.push("--run".to_owned());
-        words.push(paths.folder().display().to_string());
+        words.push(folder.display().to_string());
     }
-    words
-        .iter()
-        .map(|word| quoted(word))
-        .collect::<Vec<_>>()
-        .join(" ")
+    line(&words)
+}
+
+/// This process's command line as a reader would repeat it: `program` built and run from the source tree.
+pub fn command(program: &str) -> String {
+    let words = ["cargo", "run", "--release", "--bin", program, "--"].map(str::to_owned);
+    let words: Vec<String> = words.into_iter().chain(std::env::args().skip(1)).collect();
+    line(&words)
+}
+
+/// Words as a shell takes them.
+fn line(words: &[String]) -> String {
+    let quoted: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+    quoted.join(" ")
 }
 
 fn quoted(word: &str) -> String {

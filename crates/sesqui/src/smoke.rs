@@ -1,7 +1,7 @@
 //! `--smoke`: the real configuration, made small by one function.
 
 use anyhow::Result;
-use sesqui_run::{ConfigSource, Resolved};
+use sesqui_run::Resolved;
 
 use crate::experiment::Experiment;
 
@@ -14,10 +14,5 @@ use crate::experiment::Experiment;
 pub fn shrink(resolved: Resolved<Experiment>) -> Result<Resolved<Experiment>> {
     let mut experiment = resolved.value;
     experiment.shrink();
-    let file = tempfile::Builder::new().suffix(".toml").tempfile()?;
-    std::fs::write(file.path(), toml::to_string(&experiment)?)?;
-    Ok(sesqui_run::load(
-        ConfigSource::File(file.path().to_owned()),
-        &[],
-    )?)
+    Ok(Resolved::frozen(experiment)?)
 }

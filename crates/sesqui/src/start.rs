@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use sesqui_distill::align::Teacher;
-use sesqui_model::{Transformer, huggingface};
+use sesqui_model::{ModelConfig, Transformer, huggingface};
 use sesqui_run::RunPaths;
 use sesqui_shortcut::ShortcutConfig;
 use sesqui_trainer::Checkpoints;
@@ -218,6 +218,31 @@ pub fn latent_settings(
             }
         }
         _ => Ok(None),
+    }
+}
+
+/// The shape of the backbone of `stage`: that of the Hugging Face folder that it goes back to, else
+/// `[model]`.
+///
+/// # Errors
+///
+/// When a folder cannot be read.
+pub fn shape(experiment: &Experiment, stage: &Stage) -> Result<ModelConfig> {
+    match &stage.initialize {
+        Initialize::Scratch => Ok(experiment.model.clone()),
+        Initialize::Stage { stage: from } => {
+            let source = experiment.stage(from);
+            shape(
+                experiment,
+                source.with_context(|| format!("the run has no stage {from}"))?,
+            )
+        }
+        Initialize::Checkpoint { path } => {
+            let opened = Opened::checkpoint(path)?;
+            shape(&opened.experiment, opened.stage()?)
+        }
+        Initialize::HuggingFace { path } => huggingface::shape(path)
+            .with_context(|| format!("stages.{}.initialize.path", stage.name)),
     }
 }
 

@@ -27,5 +27,11 @@ mod resume;
 mod runs;
 #[path = "cli/starts.rs"]
 mod starts;
+#[cfg(unix)]
+#[path = "cli/study.rs"]
+mod study;
+#[cfg(unix)]
+#[path = "cli/study_refusals.rs"]
+mod study_refusals;
 #[path = "cli/support.rs"]
 mod support;

@@ -1,4 +1,4 @@
-//! Trains the stages of an experiment, evaluates them, and prints one table.
+//! Trains the stages of an experiment, evaluates them, and prints one table; or the methods of a study.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,25 +8,21 @@ use burn::train::Interrupter;
 use clap::Parser;
 use jiff::Timestamp;
 use sesqui::cli::{ConfigArguments, PlaceArguments};
-use sesqui::events::Events;
-use sesqui::halting;
-use sesqui::measure::{Candidate, ratios, side_by_side, table};
+use sesqui::execution::{self, Ending, Execution};
+use sesqui::measure::{legend, ratios, table};
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{INTERRUPTED, report};
-use sesqui::opened::Opened;
 use sesqui::output::say;
-use sesqui::preparation::Preparation;
-use sesqui::refinement::Variant;
-use sesqui::screen::{RendererChoice, spinner, stop_on_ctrl_c};
-use sesqui::stage::{Outlets, Run, checkpoint_name};
-use sesqui::start::check_starts;
-use sesqui::workbench::{Workbench, data_root};
-use sesqui::{compare, describe, exits, preparation, provenance};
-use sesqui_reason::HaltConfig;
-use sesqui_run::{EventKind, RowWriter, RunDirectory, RunPaths, Summary};
-use sesqui_trainer::Stop;
+use sesqui::screen::{RendererChoice, stop_on_ctrl_c};
+use sesqui::study::{Conduct, conduct};
+use sesqui::workbench::data_root;
+use sesqui::{compare, describe, exits, provenance, smoke};
+use sesqui_run::{RunDirectory, SummaryRow};
 
 /// Train the stages of an experiment, evaluate each, and print one table.
+///
+/// With --study: several methods with several seeds on several data sets, common stages once, and one table
+/// of all.
 #[derive(Parser, Debug)]
 #[command(version, after_help = EXAMPLES)]
 struct Arguments {
@@ -36,7 +32,11 @@ struct Arguments {
     #[command(flatten)]
     place: PlaceArguments,
 
-    /// Run directory; resumes the run that is there [default: a fresh folder under runs/]
+    /// Study file: methods × seeds × data sets; --set overrides its settings
+    #[arg(long, value_name = "FILE", conflicts_with = "config")]
+    study: Option<PathBuf>,
+
+    /// Run directory, or study directory; resumes what is there [default: a fresh folder under runs/]
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
 
@@ -48,11 +48,11 @@ struct Arguments {
     #[arg(long)]
     smoke: bool,
 
-    /// Print configuration, shapes, parameters and one batch, then stop
+    /// Print configuration, shapes, parameters and one batch, or the runs of a study, then stop
     #[arg(long)]
     dry_run: bool,
 
-    /// List the experiments under experiments/, with the score to expect, then stop
+    /// List the experiments and studies under experiments/, with the score to expect, then stop
     #[arg(long)]
     list: bool,
 }
@@ -64,6 +64,7 @@ Examples:
   train --config experiments/gsm8k/cot.toml         an experiment file
   train --set seed=2 --set stages.cot.training.steps=600
   train --backend cuda                              a build with --features cuda
+  train --study experiments/studies/arith-dag.toml  methods and seeds, in one table
 Ctrl-C once finishes the step, saves and prints the command that resumes; twice leaves at once.
 Exit codes: 0 done, 1 failed, 2 wrong use, 130 stopped and resumable.";
 
@@ -82,21 +83,28 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
         say(describe::list("experiments".as_ref())?)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if let Some(file) = &arguments.study {
+        return conduct(&Conduct {
+            file,
+            set: &arguments.config.set,
+            skip_bad_rows: arguments.config.skip_bad_rows,
+            place: &arguments.place,
+            directory: arguments.run.as_deref(),
+            renderer: arguments.renderer,
+            smoke: arguments.smoke,
+            dry_run: arguments.dry_run,
+        });
+    }
     let mut resolved = arguments.config.resolve()?;
     if arguments.smoke {
-        resolved = sesqui::smoke::shrink(resolved)?;
+        resolved = smoke::shrink(resolved)?;
     }
     let experiment = &resolved.value;
     experiment.validate()?;
-    let device = arguments.place.backend.device()?;
-
-    let waiting = spinner("reading data");
-    let workbench = Workbench::new(experiment, &data_root(arguments.place.data_root.as_deref()))?;
-    waiting.finish_and_clear();
-    check_starts(experiment, &workbench)?;
-    preparation::check(experiment)?;
-    let halts = halting::all(&[], &experiment.reasoning)?;
-    halting::check(&halts, workbench.tokenizer.vocab_size(), false)?;
+    let backend = arguments.place.backend;
+    let device = backend.device()?;
+    let data_root = data_root(arguments.place.data_root.as_deref());
+    let workbench = execution::prepare(experiment, &data_root)?;
     if arguments.dry_run {
         say(&resolved.text)?;
         say(describe::dry_run(experiment, &workbench, &device)?)?;
@@ -104,132 +112,45 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     }
 
     let started = Timestamp::now();
+    let variant = arguments.config.variant();
     let directory = match &arguments.run {
         Some(path) => RunDirectory::open_or_create(path, &resolved.text)?,
         None => {
-            let variant = arguments.config.variant();
             let (hash, text) = (&resolved.hash, &resolved.text);
             RunDirectory::create("runs".as_ref(), started, &variant, hash, text)?
         }
     };
-    let backend = arguments.place.backend;
-    provenance::record(&directory, started, experiment, &workbench, backend)?;
-    let mut events = Events::open(&directory)?;
-
     let interrupter = Interrupter::new();
     stop_on_ctrl_c(&interrupter)?;
-    let mut renderer = arguments.renderer.open(&directory, &interrupter)?;
-    let (mut metrics, _torn) = RowWriter::open(&directory.metrics())?;
-    renderer.line(&provenance::opening(
-        &directory, experiment, &workbench, backend,
-    ));
-
-    let run = Run {
-        experiment,
-        config_text: &resolved.text,
-        paths: &directory,
+    let execution = Execution {
+        resolved: &resolved,
+        variant: &variant,
         workbench: &workbench,
-        devices: &backend.workers(&device),
+        backend,
+        device: &device,
+        renderer: arguments.renderer,
         interrupter: &interrupter,
+        started,
     };
-    let mut trained = Vec::new();
-    for stage in &experiment.stages {
-        let outlets = Outlets {
-            renderer: &mut renderer,
-            metrics: &mut metrics,
-        };
-        let outcome = run.train(stage, outlets)?;
-        if outcome.stop == Stop::Interrupted {
-            events.of_stage(EventKind::Interrupted, &stage.name, outcome.state.step)?;
-            renderer.close();
-            say(format!(
-                "resume with: {}",
-                provenance::resume_command(&directory)
-            ))?;
+    let measured = match execution.carry_out(&directory)? {
+        Ending::Finished(measured) => measured,
+        Ending::Interrupted => {
+            let resume = provenance::resume_command(directory.folder());
+            say(format!("resume with: {resume}"))?;
             return Ok(ExitCode::from(INTERRUPTED));
         }
-        events.of_stage(EventKind::StageFinished, &stage.name, outcome.state.step)?;
-        let folder = directory.checkpoint(&stage.name, outcome.state.step)?;
-        trained.push((stage, outcome.model, folder));
-    }
-    renderer.close();
-
-    let mut measured = Vec::new();
-    let mut summary = Summary {
-        run: directory.name(),
-        variant: arguments.config.variant(),
-        config_hash: resolved.hash.clone(),
-        ..Summary::default()
     };
-    let variants: Vec<Variant> = Variant::configured(&experiment.reasoning)
-        .into_iter()
-        .collect();
-    let mut preparation = Preparation::new(&workbench, experiment, &device);
-    let mut candidates = Vec::new();
-    for (stage, model, folder) in &trained {
-        let refinements = match variants.as_slice() {
-            [] => vec![None],
-            variants => preparation.plain_and(variants, model, &Opened::checkpoint(folder)?)?,
-        };
-        let asked = halting::all(&[], &experiment.reasoning)?;
-        let halts = halting::beside(&asked, model);
-        for refinement in &refinements {
-            for halt in std::iter::once(&HaltConfig::Never).chain(&halts) {
-                let (model, method) = model.asked(&stage.name, refinement.as_ref(), halt);
-                let refined = refinement.as_ref().map_or("", |_| "_refined");
-                let halted = if halt.is_never() { "" } else { "_halting" };
-                let candidate = Candidate {
-                    model,
-                    method,
-                    checkpoint: checkpoint_name(&stage.name, folder),
-                    seed: experiment.seed,
-                    file: None,
-                };
-                candidates.push((format!("{}{refined}{halted}", stage.name), candidate));
-            }
-        }
-    }
-    for task in workbench.test_tasks(experiment) {
-        if interrupter.should_stop() {
-            events.of_run(EventKind::Interrupted)?;
-            return interrupted(&directory);
-        }
-        let candidates = candidates
-            .iter()
-            .map(|(name, candidate)| {
-                let file = directory.evaluation(&format!("{name}_{}", task.split))?;
-                Ok(Candidate {
-                    file: Some(file),
-                    ..candidate.clone()
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let (config, reasoning) = (&experiment.evaluation, &experiment.reasoning);
-        let found = side_by_side(&candidates, &device, task, config, reasoning)?;
-        summary
-            .rows
-            .extend(found.iter().map(|found| found.summary.clone()));
-        measured.extend(found);
-    }
-    summary.write(&directory.summary())?;
-    events.of_run(EventKind::Finished)?;
-    say(table(&summary.rows))?;
+
+    let rows: Vec<SummaryRow> = measured.iter().map(|found| found.summary.clone()).collect();
+    say(table(&rows))?;
     exits::table(&measured).map_or(Ok(()), say)?;
     if let Some(name) = experiment.reference() {
         let paired = compare::shown(&compare::beside(&measured, name));
-        for text in [ratios(&summary.rows, name), paired] {
+        for text in [ratios(&rows, name), paired] {
             text.map_or(Ok(()), say)?;
         }
     }
-    say(sesqui::measure::legend(&experiment.evaluation))?;
+    say(legend(&experiment.evaluation))?;
     say(format!("run directory: {}", directory.folder().display()))?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn interrupted(paths: &RunPaths) -> Result<ExitCode> {
-    say(format!(
-        "resume with: {}",
-        provenance::resume_command(paths)
-    ))?;
-    Ok(ExitCode::from(INTERRUPTED))
 }

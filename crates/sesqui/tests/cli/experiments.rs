@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use sesqui::experiment::Experiment;
+use sesqui::study::Study;
+use sesqui::study::plan::Plan;
 use sesqui_run::{ConfigSource, load};
 
 use crate::support::{files, root, succeed};
@@ -22,16 +24,31 @@ fn shipped() -> Vec<PathBuf> {
 #[test]
 fn every_file_loads_validates_and_says_what_it_is() {
     let shipped = shipped();
-    assert!(shipped.len() >= 2, "{shipped:?}");
+    let (mut experiments, mut studies) = (0, 0);
     for path in shipped {
         let name = path.display().to_string();
-        let source = ConfigSource::File(root().join(&path));
-        let resolved = load::<Experiment>(source, &[]).unwrap_or_else(|error| panic!("{error}"));
-        resolved
-            .value
-            .validate()
-            .unwrap_or_else(|error| panic!("{name}: {error}"));
-        let text = std::fs::read_to_string(root().join(&path)).unwrap();
+        let file = root().join(&path);
+        let text = std::fs::read_to_string(&file).unwrap();
+        if Study::is_text_of(&text) {
+            studies += 1;
+            let study = Study::load(&file, &[]);
+            let mut study = study.unwrap_or_else(|error| panic!("{error}")).value;
+            let valid = study.validate();
+            valid.unwrap_or_else(|error| panic!("{name}: {error}"));
+            // Their paths are from the root, tests run elsewhere.
+            for method in study.data_sets.iter_mut().flat_map(|set| &mut set.methods) {
+                method.config = root().join(&method.config);
+            }
+            let plan = Plan::new(&study, &Default::default());
+            let plan = plan.unwrap_or_else(|error| panic!("{name}: {error:#}"));
+            assert!(plan.runs.len() >= study.seeds.len(), "{name}");
+        } else {
+            experiments += 1;
+            let resolved = load::<Experiment>(ConfigSource::File(file), &[]);
+            let valid = resolved.unwrap_or_else(|error| panic!("{error}"));
+            let valid = valid.value.validate();
+            valid.unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
         let mut head = text.lines();
         for label in ["", "command: ", "hardware: ", "time: ", "expect: "] {
             let line = head.next().unwrap_or_default();
@@ -50,6 +67,7 @@ fn every_file_loads_validates_and_says_what_it_is() {
             }
         }
     }
+    assert!(experiments >= 2 && studies >= 1, "{experiments}, {studies}");
 }
 
 #[test]

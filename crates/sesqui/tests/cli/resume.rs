@@ -87,7 +87,7 @@ fn start(run: &Path) -> Child {
 }
 
 /// Waits until `metrics.jsonl` has `rows` rows; false when the program ends before.
-fn reaches(child: &mut Child, run: &Path, rows: usize) -> bool {
+pub fn reaches(child: &mut Child, run: &Path, rows: usize) -> bool {
     let patience = Instant::now() + Duration::from_secs(100);
     loop {
         let text = std::fs::read(run.join("metrics.jsonl")).unwrap_or_default();
@@ -115,7 +115,7 @@ fn rows(run: &Path) -> Vec<Value> {
     timeless.collect()
 }
 
-fn assert_same(found: &Path, expected: &Path, what: &str) {
+pub fn assert_same(found: &Path, expected: &Path, what: &str) {
     let rows = [rows(found), rows(expected)];
     assert_eq!(rows[0].len(), rows[1].len(), "{what}: rows");
     for (found, expected) in rows[0].iter().zip(&rows[1]) {
