@@ -136,6 +136,7 @@ mod tests {
         Cell {
             exit_threshold: Some(exit_threshold),
             latent_steps,
+            asked: latent_steps.into(),
             summary: SummaryRow {
                 accuracy,
                 layer_calls,

@@ -171,7 +171,7 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
             variants => preparation.plain_and(variants, model, &Opened::checkpoint(folder)?)?,
         };
         let asked = halting::all(&[], &experiment.reasoning)?;
-        let halts = halting::beside(&asked, model);
+        let halts = halting::beside(&asked, model, &experiment.reasoning);
         let halts = || std::iter::once(&HaltConfig::Never).chain(&halts);
         let ways = refinements
             .iter()

@@ -206,18 +206,6 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
         "reasoning.exit_threshold: 1.5 is not in [0, 1]; 1 runs every layer",
     ),
     (
-        "evaluate",
-        &["DIR", "--latent-steps", "1,0"],
-        "--latent-steps 0: a latent model takes at least one latent step; leave the flag out for as many \
-         as trained",
-    ),
-    (
-        "generate",
-        &["DIR", "--question", "?", "--latent-steps", "0"],
-        "--latent-steps 0: a latent model takes at least one latent step; leave the flag out for as many \
-         as trained",
-    ),
-    (
         "train",
         &[
             "--set",
