@@ -97,7 +97,9 @@ impl IcotConfig {
 
     /// Settings that are counted in updates, for a training of `now` updates instead of `before`.
     pub fn rescale(&mut self, before: u64, now: u64) {
-        self.updates = (self.updates * now / before.max(1)).max(1);
+        if self.updates > 0 {
+            self.updates = (self.updates * now / before.max(1)).max(1);
+        }
     }
 }
 

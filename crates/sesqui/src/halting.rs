@@ -1,6 +1,6 @@
 //! Ways of halting: what a configuration or a command line says.
 
-use sesqui_model::Continuation;
+use sesqui_model::latent::{Continuation, Source};
 use sesqui_reason::HaltConfig;
 use sesqui_reason::halt::{Gain, Over, Pick};
 use toml::{Table, Value};
@@ -244,6 +244,11 @@ pub fn unsuited(halt: &HaltConfig, model: &Latent, reasoning: &ReasoningConfig) 
         )),
         (HaltConfig::Learned(_), Continuation::Answer) if model.head.is_none() => {
             Some("has no head: --halt learned is left out there".to_owned())
+        }
+        (HaltConfig::Samples(_), Continuation::Answer)
+            if model.model.source() != Source::Newest =>
+        {
+            Some("feeds back no state to add noise to: --halt samples is left out there".to_owned())
         }
         _ => None,
     }

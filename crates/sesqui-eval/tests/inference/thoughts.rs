@@ -222,7 +222,7 @@ fn no_latent_step_is_an_answer_right_away() {
 /// A question-dependent pause is the state of the question, not of what came after it.
 #[test]
 fn a_first_state_is_fed_in_every_step() {
-    let (exercises, device) = (Exercises::new(4), plain());
+    let (exercises, device) = (Exercises::new(8), plain());
     let model = trained(&exercises, FAMILIES[0], Thought::FirstState);
     let method = method(&model, &device, &exercises, 3, Continuation::Text);
     let task = exercises.task();

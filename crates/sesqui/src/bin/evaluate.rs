@@ -339,6 +339,13 @@ fn sweep(arguments: &Arguments) -> Result<Sweep> {
         let reason = format!("--exit-threshold {value}: not in [0, 1]; 1 runs every layer");
         return Err(Misuse(reason).into());
     }
+    if arguments.latent_steps.iter().all(|&steps| steps == 0)
+        && !(arguments.latent_steps.is_empty() || arguments.halt.is_empty())
+    {
+        let reason =
+            "--latent-steps 0: there is no latent step for --halt to stop before; leave one out";
+        return Err(Misuse(reason.to_owned()).into());
+    }
     Ok(Sweep {
         exit_thresholds: arguments.exit_threshold.clone(),
         latent_steps: arguments.latent_steps.clone(),

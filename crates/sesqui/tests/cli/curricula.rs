@@ -92,6 +92,11 @@ fn every_rival_runs_from_its_file() {
         } else if name != "coconut" {
             succeed("evaluate", &grid);
             succeed("generate", &[path, "--split", "test", "--index", "3"]);
+            // Nothing that is fed could be refined, unless it is the newest state.
+            let refine = ["--refine", "residual=0.5"];
+            let out = succeed("evaluate", &[&[path][..], &words, &refine].concat());
+            let plain = out.contains("feeds back no state that could be refined");
+            assert_eq!(plain, name != "without-curriculum", "{name}: {out}");
         } else {
             thoughts(&at, &words);
         }
