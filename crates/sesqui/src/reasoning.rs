@@ -60,6 +60,10 @@ pub enum ContinuationChoice {
 }
 
 impl ContinuationChoice {
+    fn is_as_trained(&self) -> bool {
+        *self == Self::AsTrained
+    }
+
     /// For a model that was trained for `trained`.
     pub fn settle(self, trained: Continuation) -> Continuation {
         match self {
@@ -76,7 +80,9 @@ impl ContinuationChoice {
 pub struct ReasoningConfig {
     /// Latent steps: the paper's `lambda_step`; 0 means as many as trained.
     pub latent_steps: LatentSteps,
-    /// What follows the last of them.
+    /// What follows the last of them. Written out only where it is set: the configuration of a run that is
+    /// older than the setting stays the same, and the run can be resumed.
+    #[serde(skip_serializing_if = "ContinuationChoice::is_as_trained")]
     pub continuation: ContinuationChoice,
     /// A latent step leaves where a router's weight exceeds this: the paper's `lambda_depth`; 1 is
     /// never exceeded.
