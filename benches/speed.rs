@@ -18,7 +18,7 @@ use sesqui_dataset::tokenizer::{Tokenizer, TokenizerConfig};
 use sesqui_distill::Supervised;
 use sesqui_eval::{LatentMethod, Method};
 use sesqui_kernels::AdamW;
-use sesqui_model::latent::{Feedback, LatentTransformer, SlotPositions};
+use sesqui_model::latent::{Continuation, Feedback, LatentTransformer, SlotPositions};
 use sesqui_reason::{Decoding, HaltConfig, greedy};
 use sesqui_shortcut::{EntryPosition, ExitRule, KeyValueRule, Landing, ShortcutConfig, Shortcuts};
 use sesqui_trainer::workers::Workers;
@@ -126,6 +126,7 @@ fn latent(criterion: &mut Criterion) {
             entry_position: EntryPosition::EveryEntry,
             refinement: None,
             halt: (&HaltConfig::Never, None),
+            continuation: Continuation::Answer,
             answer_start: &[3],
             decoding: Decoding {
                 stop: u32::MAX,

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 use serde::{Deserialize, Serialize};
 use sesqui_model::Transformer;
-use sesqui_model::latent::{LatentTransformer, SlotPositions};
+use sesqui_model::latent::{Feedback, LatentTransformer, SlotPositions};
 use sesqui_shortcut::walk::ExitRule;
 use sesqui_shortcut::{ExitPlan, staircase_pass};
 use sesqui_trainer::StepOutput;
@@ -124,6 +124,11 @@ impl AlignConfig {
         if weights[..4].iter().all(|(_, weight)| *weight == 0.0) {
             let reason = "all are 0: the student would learn nothing".to_owned();
             return Some(("weights".to_owned(), reason));
+        }
+        if let Feedback::Pause | Feedback::FirstState = self.latents.feedback {
+            let reason = "what latent steps are fed is aligned to the teacher; give state or linear, or a \
+                          stage with objective curriculum";
+            return Some(("latents.feedback".to_owned(), reason.to_owned()));
         }
         if let SlotPositions::Strided { stride: 0, .. } = self.latents.positions {
             let reason =

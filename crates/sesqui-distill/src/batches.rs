@@ -1,11 +1,15 @@
 //! Training batches by number.
 
+use std::ops::Range;
+
 use sesqui_dataset::DatasetError;
 use sesqui_dataset::batch::{BatchConfig, BatchOrder, SequenceBatch};
-use sesqui_dataset::encode::Sequence;
+use sesqui_dataset::encode::{EncodedProblem, PositionLayout, Sequence, Supervision, sequence};
 use sesqui_model::latent::SlotPositions;
 use sesqui_trainer::Batches;
 
+use crate::curriculum::{CurriculumPlan, ThoughtBatch, ThoughtProblem};
+use crate::icot::IcotPlan;
 use crate::joint::JointBatch;
 use crate::latent::{LatentBatch, LatentProblem, Rollout};
 
@@ -41,10 +45,18 @@ impl StepOrder {
 
     /// The rows of batch `index`, counted from 0 over the whole of training.
     pub fn rows(&self, index: u64) -> Vec<u32> {
-        let rows = self.order.batch_at(index / self.parts);
+        let (rows, part) = self.within_step(index);
+        rows[part].to_vec()
+    }
+
+    /// The rows of the whole step that batch `index` is a part of, and which of them are the batch: what
+    /// is drawn row by row must not depend on the number of parts.
+    pub fn within_step(&self, index: u64) -> (Vec<u32>, Range<usize>) {
+        let (step, part) = self.place(index);
+        let rows = self.order.batch_at(step);
         let cut = |part: u64| (rows.len() as u64 * part / self.parts) as usize;
-        let part = index % self.parts;
-        rows[cut(part)..cut(part + 1)].to_vec()
+        let part = cut(part)..cut(part + 1);
+        (rows, part)
     }
 
     /// Step and part of batch `index`.
@@ -204,6 +216,212 @@ impl Batches<JointBatch> for JointBatches {
     fn rows(&self, index: u64) -> String {
         self.align.rows(index)
     }
+}
+
+/// Problems of a curriculum, in an order that is a function of `(seed, batch number)`, each in a stage that
+/// is one of `(seed, step)`.
+#[derive(Debug)]
+pub struct ThoughtBatches {
+    problems: Vec<ThoughtProblem>,
+    order: StepOrder,
+    plan: CurriculumPlan,
+    seed: u64,
+    positions: SlotPositions,
+    pad: u32,
+}
+
+impl ThoughtBatches {
+    /// Batches of `problems`; `plan` says in which stage each row of a step is. The rows of one step come in
+    /// `parts` batches, ordered by the length of the whole chain of thought.
+    ///
+    /// # Errors
+    ///
+    /// When there is nothing to make batches of, or there are fewer rows in a step than parts.
+    pub fn new(
+        problems: Vec<ThoughtProblem>,
+        config: &BatchConfig,
+        parts: u64,
+        seed: u64,
+        plan: CurriculumPlan,
+        positions: SlotPositions,
+        pad: u32,
+    ) -> Result<Self, DatasetError> {
+        let lengths = problems.iter().map(ThoughtProblem::length).collect();
+        Ok(Self {
+            order: StepOrder::new(config, seed, lengths, parts)?,
+            problems,
+            plan,
+            seed,
+            positions,
+            pad,
+        })
+    }
+}
+
+impl Batches<ThoughtBatch> for ThoughtBatches {
+    fn batch(&self, index: u64) -> Result<ThoughtBatch, String> {
+        let (step, _) = self.order.place(index);
+        let (rows, part) = self.order.within_step(index);
+        let stages = self.plan.stages_of_rows(self.seed, step, rows.len());
+        let laid_out = rows[part.clone()].iter().zip(&stages[part]);
+        let rows: Vec<_> = laid_out
+            .map(|(&row, &stage)| {
+                let steps = self.problems[row as usize].steps();
+                (row, self.plan.replaced(stage, steps))
+            })
+            .collect();
+        ThoughtBatch::collate(&self.problems, &rows, &self.positions, self.pad)
+            .map_err(|error| error.to_string())
+    }
+
+    fn per_epoch(&self) -> u64 {
+        self.order.per_epoch()
+    }
+
+    fn rows(&self, index: u64) -> String {
+        let rows = self.order.rows(index);
+        let names = rows.iter().map(|&row| self.problems[row as usize].id());
+        names.collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// How much of a chain of thought is left where nothing takes the place of what is gone.
+#[derive(Clone, Debug)]
+pub enum Cuts {
+    /// Whole steps go, stage by stage.
+    Steps(CurriculumPlan),
+    /// Tokens go.
+    Tokens(IcotPlan),
+}
+
+impl Cuts {
+    /// What is left of `problems`, the rows of update `update`.
+    pub fn left(
+        &self,
+        seed: u64,
+        update: u64,
+        problems: &[&EncodedProblem],
+    ) -> Vec<EncodedProblem> {
+        let rows = problems.len();
+        match self {
+            Self::Steps(plan) => {
+                let stages = plan.stages_of_rows(seed, update, rows);
+                let rows = problems.iter().zip(stages);
+                rows.map(|(problem, stage)| without_steps(plan, problem, stage))
+                    .collect()
+            }
+            Self::Tokens(plan) => {
+                let removed = plan.removed_of_rows(seed, update, rows);
+                let rows = problems.iter().zip(removed);
+                rows.map(|(problem, removed)| plan.cut(problem, removed))
+                    .collect()
+            }
+        }
+    }
+
+    /// What is left of `problem` for a model after `updates` updates, nothing drawn.
+    pub fn left_after(&self, updates: u64, problem: &EncodedProblem) -> EncodedProblem {
+        match self {
+            Self::Steps(plan) => without_steps(plan, problem, plan.stage_after(updates)),
+            Self::Tokens(plan) => plan.cut(problem, plan.removed_after(updates)),
+        }
+    }
+
+    /// Whether the optimizer forgets its moments before update `update`.
+    pub fn resets(&self, update: u64) -> bool {
+        match self {
+            Self::Steps(plan) => plan.resets(update),
+            Self::Tokens(plan) => plan.resets(update),
+        }
+    }
+}
+
+fn without_steps(plan: &CurriculumPlan, problem: &EncodedProblem, stage: usize) -> EncodedProblem {
+    let gone = plan.replaced(stage, problem.steps.len()).steps;
+    problem.with_steps(|number| number >= gone)
+}
+
+/// Problems in words, in an order that is a function of `(seed, batch number)`, of whose chains of thought
+/// less is left from step to step.
+#[derive(Debug)]
+pub struct CutBatches {
+    problems: Vec<EncodedProblem>,
+    order: StepOrder,
+    seed: u64,
+    layout: PositionLayout,
+    pad: u32,
+    cuts: Cuts,
+}
+
+impl CutBatches {
+    /// Batches of `problems`, cut as `cuts` says. The rows of one step come in `parts` batches, ordered by
+    /// the length of the whole chain.
+    ///
+    /// # Errors
+    ///
+    /// When there is nothing to make batches of, or there are fewer rows in a step than parts.
+    pub fn new(
+        problems: Vec<EncodedProblem>,
+        config: &BatchConfig,
+        parts: u64,
+        seed: u64,
+        cuts: Cuts,
+        layout: PositionLayout,
+        pad: u32,
+    ) -> Result<Self, DatasetError> {
+        let length = |problem: &EncodedProblem| problem.length(Supervision::ChainOfThought);
+        let lengths = problems.iter().map(length).collect();
+        Ok(Self {
+            order: StepOrder::new(config, seed, lengths, parts)?,
+            problems,
+            seed,
+            layout,
+            pad,
+            cuts,
+        })
+    }
+}
+
+impl Batches<SequenceBatch> for CutBatches {
+    fn batch(&self, index: u64) -> Result<SequenceBatch, String> {
+        let (step, _) = self.order.place(index);
+        let (rows, part) = self.order.within_step(index);
+        let problems = rows.iter().map(|&row| &self.problems[row as usize]);
+        let problems: Vec<&EncodedProblem> = problems.collect();
+        let left = self.cuts.left(self.seed, step, &problems);
+        let batch = words(&left[part.clone()], self.layout, self.pad);
+        let mut batch = batch.map_err(|error| error.to_string())?;
+        batch.problems = rows[part].to_vec();
+        Ok(batch)
+    }
+
+    fn per_epoch(&self) -> u64 {
+        self.order.per_epoch()
+    }
+
+    fn rows(&self, index: u64) -> String {
+        let rows = self.order.rows(index);
+        let names = rows.iter().map(|&row| &*self.problems[row as usize].id);
+        names.collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// One batch of `problems` in words: whatever is left of their chains of thought, and the answer.
+///
+/// # Errors
+///
+/// When there are none, or a question is longer than an aligned layout allows.
+pub fn words(
+    problems: &[EncodedProblem],
+    layout: PositionLayout,
+    pad: u32,
+) -> Result<SequenceBatch, DatasetError> {
+    let sequences = problems
+        .iter()
+        .map(|problem| sequence(problem, Supervision::ChainOfThought, layout))
+        .collect::<Result<Vec<Sequence>, _>>()?;
+    let rows: Vec<u32> = (0..sequences.len() as u32).collect();
+    SequenceBatch::collate(&sequences, &rows, pad)
 }
 
 fn named(identities: &[String], rows: &[u32]) -> String {

@@ -172,7 +172,8 @@ impl LatentConfig {
     pub fn end_position(&self, start: i32, count: usize, problem: &EncodedProblem) -> i32 {
         let answer = (problem.answer_start.len() + problem.answer.len()) as i32;
         // A latent step may stand beyond the place of the answer.
-        let last = self.positions.slot_position(start, count.saturating_sub(1));
+        let last = count.checked_sub(1);
+        let last = last.map_or(start, |slot| self.positions.slot_position(start, slot));
         let end = self.positions.answer_position(start, count);
         end.saturating_add(answer).max(last.saturating_add(1))
     }

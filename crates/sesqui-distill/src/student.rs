@@ -260,7 +260,9 @@ impl Outcome {
     }
 }
 
-fn token_loss(
+/// Mean cross-entropy in nats of `targets` after `normed` `[targets, d_model]`, states after the final norm,
+/// `[1]`.
+pub fn token_loss(
     student: &LatentTransformer,
     normed: Tensor<2>,
     targets: &[i32],

@@ -1,10 +1,12 @@
 //! Answering after latent steps, with or without shortcuts.
 
+use std::time::Duration;
+
 use burn::nn::Linear;
 use burn::tensor::Device;
 use sesqui_model::LatentTransformer;
 use sesqui_model::flops::Flops;
-use sesqui_model::latent::SlotPositions;
+use sesqui_model::latent::{Continuation, SlotPositions};
 use sesqui_reason::refine::LayerRuns;
 use sesqui_reason::{
     Calibrator, Decoding, HaltConfig, HaltTrace, Halting, LatentDecoded, LatentDecoding, LatentRow,
@@ -13,7 +15,7 @@ use sesqui_reason::{
 };
 use sesqui_shortcut::{EntryPosition, ExitRule, HostStepHead, KeyValueRule, Landing, SlotTrace};
 
-use crate::method::{Method, Response, Responses};
+use crate::method::{Method, Response, Responses, reasoning_tokens};
 
 /// Latent steps, then greedy decoding of the answer.
 #[derive(Clone)]
@@ -22,7 +24,7 @@ pub struct LatentMethod<'a> {
     pub model: &'a LatentTransformer,
     /// Where it is.
     pub device: &'a Device,
-    /// Latent steps to run, at least 1.
+    /// Latent steps to run; with none the answer follows the question.
     pub latent_steps: usize,
     /// Latent steps that the model was trained with. The answer keeps its place where fewer run.
     pub trained_latents: usize,
@@ -40,6 +42,8 @@ pub struct LatentMethod<'a> {
     pub refinement: Option<Refinement<'a>>,
     /// When reasoning stops before its last step, and the head that may be asked.
     pub halt: (&'a HaltConfig, Option<&'a HostStepHead>),
+    /// What follows the latent steps. Text before the answer opens is reasoning too.
+    pub continuation: Continuation,
     /// The tokens that open the answer.
     pub answer_start: &'a [u32],
     /// When the answer ends.
@@ -124,10 +128,26 @@ impl LatentMethod<'_> {
             answer_position: starts
                 .map(|&start| self.positions.answer_position(start, slots))
                 .collect(),
-            answer_start: self.answer_start,
+            answer_start: self.opening(),
             landing: self.landing,
             entry_position: self.entry_position,
             decoding: self.decoding,
+        }
+    }
+
+    /// The tokens that are fed after the latent steps.
+    fn opening(&self) -> &[u32] {
+        match self.continuation {
+            Continuation::Answer => self.answer_start,
+            Continuation::Text => &[],
+        }
+    }
+
+    /// Of the tokens after the latent steps, how many come before the answer opens.
+    fn words(&self, tokens: &[u32]) -> usize {
+        match self.continuation {
+            Continuation::Answer => 0,
+            Continuation::Text => reasoning_tokens(tokens, self.answer_start),
         }
     }
 
@@ -149,12 +169,16 @@ impl LatentMethod<'_> {
             .real
             .chunks_exact(prompt.seq)
             .map(|real| real.iter().filter(|&&real| real).count());
+        // Text that is still reasoning takes as long as it takes the row that says most.
+        let words = decoded.rows.iter().map(|row| self.words(&row.tokens)).max();
+        let words = words.unwrap_or(0).min(decoded.decoding_steps.len());
+        let writing: Duration = decoded.decoding_steps[..words].iter().sum();
         let rows = decoded.rows.into_iter().zip(asked);
         Responses {
             rows: rows.map(|(row, asked)| self.response(row, asked)).collect(),
             prefill: decoded.prefill,
-            reasoning: decoded.reasoning,
-            answer: decoded.answer,
+            reasoning: decoded.reasoning + writing,
+            answer: decoded.answer.saturating_sub(writing),
         }
     }
 
@@ -162,7 +186,7 @@ impl LatentMethod<'_> {
     fn response(&self, row: LatentRow, asked: usize) -> Response {
         let config = self.model.backbone.config();
         let flops = Flops::new(config, self.model.backbone.vocabulary());
-        let opening = self.answer_start.len();
+        let opening = self.opening().len();
         // Tokens of an answer that are fed, and how many were chosen to that end.
         let whole = |tokens: &[u32]| (tokens.len(), tokens.len() - opening + 1);
 
@@ -178,6 +202,7 @@ impl LatentMethod<'_> {
                         let (fed, chosen) = whole(&round.answers[sample].tokens);
                         Ask {
                             after: round.after,
+                            words: 0,
                             fed,
                             chosen,
                             decides: round.decides,
@@ -192,6 +217,7 @@ impl LatentMethod<'_> {
                         .iter()
                         .map(|probe| Ask {
                             after: probe.after,
+                            words: 0,
                             fed: opening,
                             chosen: 1,
                             decides: true,
@@ -200,8 +226,11 @@ impl LatentMethod<'_> {
                     _ => Vec::new(),
                 };
                 let (fed, chosen) = whole(&row.tokens);
+                let words = self.words(&row.tokens);
+                layer_calls += words * config.layers;
                 asks.push(Ask {
                     after: row.slots.len(),
+                    words,
                     fed,
                     chosen,
                     decides: false,
@@ -247,6 +276,28 @@ impl LatentMethod<'_> {
             *held += 1;
             flops.layer() + flops.attention(*held)
         };
+        // In a copy of the cache.
+        let ask = |ask: &Ask, mut held: Vec<usize>, cost: &mut Cost| {
+            for token in 0..ask.fed {
+                let layers = held.iter_mut().map(run).sum::<f64>();
+                *match ask.decides {
+                    true => &mut cost.probes,
+                    false if token < ask.words => &mut cost.reasoning,
+                    false => &mut cost.answer,
+                } += layers;
+            }
+            let heads = flops.head() * ask.chosen as f64;
+            if ask.decides {
+                cost.probe_around += heads;
+                cost.probe_calls += ask.fed * config.layers;
+            } else {
+                cost.around += heads;
+            }
+        };
+        let after = |steps: usize| asks.iter().filter(move |ask| ask.after == steps);
+        for asked in after(0) {
+            ask(asked, held.clone(), cost);
+        }
         let mut left = config.layers;
         for (index, slot) in slots.iter().enumerate() {
             let ran = &mut held[slot.enter..slot.leave];
@@ -264,22 +315,8 @@ impl LatentMethod<'_> {
                 .map(|&(boundary, _)| self.router(boundary))
                 .sum::<f64>();
             left = slot.leave;
-            for ask in asks.iter().filter(|ask| ask.after == index + 1) {
-                // In a copy of the cache.
-                let mut held = held.clone();
-                let mut layers = 0.0;
-                for _ in 0..ask.fed {
-                    layers += held.iter_mut().map(run).sum::<f64>();
-                }
-                let heads = flops.head() * ask.chosen as f64;
-                if ask.decides {
-                    cost.probes += layers;
-                    cost.probe_around += heads;
-                    cost.probe_calls += ask.fed * config.layers;
-                } else {
-                    cost.answer += layers;
-                    cost.around += heads;
-                }
+            for asked in after(index + 1) {
+                ask(asked, held.clone(), cost);
             }
         }
     }
@@ -309,6 +346,8 @@ impl LatentMethod<'_> {
 struct Ask {
     /// Latent steps before.
     after: usize,
+    /// Of the tokens that were fed, those before the answer opens, which are reasoning.
+    words: usize,
     /// Tokens that were fed.
     fed: usize,
     /// How often the head was asked for the next one.

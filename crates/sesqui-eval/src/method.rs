@@ -104,7 +104,7 @@ impl Method for TokenDecoding<'_> {
 }
 
 /// Tokens before the answer's opening; all of them where it never opens.
-fn reasoning_tokens(tokens: &[u32], answer_start: &[u32]) -> usize {
+pub(crate) fn reasoning_tokens(tokens: &[u32], answer_start: &[u32]) -> usize {
     if answer_start.is_empty() {
         return tokens.len();
     }

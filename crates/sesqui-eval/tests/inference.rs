@@ -32,3 +32,5 @@ mod refine;
 mod scoring;
 #[path = "inference/support.rs"]
 mod support;
+#[path = "inference/thoughts.rs"]
+mod thoughts;

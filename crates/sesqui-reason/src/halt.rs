@@ -98,6 +98,9 @@ impl Halting<'_> {
         if let Some((key, reason)) = self.config.problem() {
             return wrong(format!("{key}: {reason}"));
         }
+        if plan.latent_steps == 0 {
+            return wrong("there is no latent step to stop before; ask for one or more".to_owned());
+        }
         if let (HaltConfig::Learned(_), None) = (self.config, self.head) {
             return wrong("it needs a trained head".to_owned());
         }

@@ -16,7 +16,7 @@ use crate::refine::{AuxiliaryWork, Calibrator, References, RefineConfig, Refinem
 /// Where latent steps and the answer stand, and when the answer ends.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatentDecoding<'a> {
-    /// Latent steps to run, at least 1.
+    /// Latent steps to run; with none the answer follows the question.
     pub latent_steps: usize,
     /// Position ids `[row][slot]`.
     pub slot_positions: Vec<Vec<i32>>,
@@ -44,6 +44,9 @@ pub struct LatentDecoded {
     pub reasoning: Duration,
     /// Time from there to the end.
     pub answer: Duration,
+    /// Of that, the time of each decoding step after the first token was chosen, all rows together; empty
+    /// where several trajectories answered.
+    pub decoding_steps: Vec<Duration>,
     /// States after the final norm, `[batch, 1, d_model]` each: of the prompt's last column, then
     /// after every slot; but for the last as they were fed, refined. A row that left its slot early, or
     /// takes no more, keeps its older state there.
@@ -89,7 +92,7 @@ pub struct LatentRow {
 ///
 /// # Errors
 ///
-/// When the prompt, the positions or the shortcuts do not fit the model, or no step is asked for.
+/// When the prompt, the positions or the shortcuts do not fit the model.
 pub fn latent(
     model: &LatentTransformer,
     rule: ExitRule<'_>,
@@ -284,7 +287,7 @@ fn run(
             rows.map(|(after, slots)| after[slots.len() - 1]).collect()
         }
     };
-    let answers = answers(backbone, &mut cache, last, plan, &positions, device);
+    let (answers, decoding_steps) = answers(backbone, &mut cache, last, plan, &positions, device);
     let answer = clock.elapsed();
     let (auxiliary, unrefined) = refiner.take_record();
     let halts = halter.into_traces(slots.len());
@@ -301,6 +304,7 @@ fn run(
         prefill,
         reasoning,
         answer,
+        decoding_steps,
         states,
         unrefined,
         handed,
@@ -308,8 +312,9 @@ fn run(
     })
 }
 
-/// The answers of all rows of `cache`, opening tokens left out, of which the first stands at `positions`;
-/// `states` `[batch, 1, d_model]` are those of the last slot after the final norm.
+/// The answers of all rows of `cache`, opening tokens left out, of which the first stands at `positions`,
+/// and the time of each step; `states` `[batch, 1, d_model]` are those of the last slot after the final
+/// norm.
 pub(crate) fn answers(
     backbone: &Transformer,
     cache: &mut KvCache,
@@ -317,7 +322,7 @@ pub(crate) fn answers(
     plan: &LatentDecoding<'_>,
     positions: &[i32],
     device: &Device,
-) -> Vec<DecodedRow> {
+) -> (Vec<DecodedRow>, Vec<Duration>) {
     let opening = plan.answer_start.len();
     if opening > 0 {
         let ids: Vec<i32> = plan.answer_start.iter().map(|&id| id as i32).collect();
@@ -330,7 +335,7 @@ pub(crate) fn answers(
     let next = read_argmax(backbone, states);
     let first = positions.iter().map(|&first| first + opening as i32);
     let first: Vec<i32> = first.collect();
-    go_on(backbone, cache, next, &first, plan.decoding, device).0
+    go_on(backbone, cache, next, &first, plan.decoding, device)
 }
 
 /// Checks prompt, plan and shortcuts against the model.
@@ -360,9 +365,6 @@ impl LatentDecoding<'_> {
     ///
     /// Names the list, or the row and value, that does not fit.
     fn validate(&self, batch: usize, model: &LatentTransformer) -> Result<(), PromptError> {
-        if self.latent_steps == 0 {
-            return Err(PromptError::NoLatentSteps);
-        }
         check_length("rows of slot positions", self.slot_positions.len(), batch)?;
         check_length("answer positions", self.answer_position.len(), batch)?;
         let context = model.backbone.config().context;

@@ -45,9 +45,6 @@ pub enum PromptError {
         /// The length that it should have.
         expected: usize,
     },
-    /// Latent reasoning without a latent step.
-    #[error("at least one latent step is needed")]
-    NoLatentSteps,
     /// Refinement without what its configuration needs, or with a number out of range.
     #[error("refinement of latents: {0}")]
     Refinement(String),

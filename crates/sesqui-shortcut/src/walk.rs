@@ -98,6 +98,8 @@ pub struct Walk<'a> {
     entry_position: EntryPosition,
     cache: KvCache,
     device: Device,
+    /// `[batch, 1, d_model]`: the state of each prompt's last column after the final norm.
+    first: Tensor<3>,
     /// `[batch, 1, d_model]`: the newest state of each row after the final norm.
     states: Tensor<3>,
     inputs: Vec<Tensor<3>>,
@@ -147,6 +149,7 @@ impl<'a> Walk<'a> {
             entry_position: EntryPosition::default(),
             cache,
             device: states.device(),
+            first: states.clone(),
             states,
             inputs: Vec::new(),
             handed: Vec::new(),
@@ -235,7 +238,8 @@ impl<'a> Walk<'a> {
         let (batch, layers) = (self.slots.len(), self.waiting.len());
         let rows: Vec<usize> = (0..batch).collect();
         let at = self.column(&rows, positions);
-        let hidden = self.model.latent_inputs(self.states.clone(), at.clone());
+        let fed = self.model.fed(&self.first, &self.states).clone();
+        let hidden = self.model.latent_inputs(fed, at.clone());
         let real = vec![true; batch];
         let model = &self.model.backbone;
         let hidden = model.run_layers_cached(0..layers, hidden, at, &real, &mut self.cache);
@@ -255,7 +259,8 @@ impl<'a> Walk<'a> {
                 return None;
             }
             let at = self.column(&rows, positions);
-            let states = self.pick(self.states.clone(), &rows);
+            let fed = self.model.fed(&self.first, &self.states).clone();
+            let states = self.pick(fed, &rows);
             Group {
                 hidden: self.model.latent_inputs(states, at),
                 rows,
@@ -418,8 +423,8 @@ impl<'a> Walk<'a> {
         Tensor::from_data(TensorData::new(at, [rows.len(), 1]), &self.device)
     }
 
-    /// Feeds `states` `[batch, 1, d_model]` instead of the rows' own to those that enter next at the
-    /// bottom.
+    /// Feeds `states` `[batch, 1, d_model]` instead of the rows' own newest ones to those that enter next
+    /// at the bottom, if the model feeds those at all.
     pub fn replace_states(&mut self, states: Tensor<3>) {
         self.states = states;
     }

@@ -31,6 +31,9 @@ pub struct Fit<'a, M: Objective> {
     pub devices: &'a [Device],
     /// The training data.
     pub batches: &'a dyn Batches<<M as TrainStep>::Input>,
+    /// Whether the optimizer forgets its moments before the given step, counted from 0, as if it had just
+    /// been made. A function of the step alone: a run that resumes asks again.
+    pub resets: &'a dyn Fn(u64) -> bool,
     /// Where checkpoints live; the latest is resumed from.
     pub checkpoints: &'a Checkpoints,
     /// What a person sees.
@@ -194,6 +197,9 @@ pub fn fit<M: Objective>(model: M, mut job: Fit<'_, M>) -> Result<Outcome<M>, Fi
                 stop: Stop::Interrupted,
             });
         }
+        if (job.resets)(state.step) {
+            optimizer = fresh_optimizer(config);
+        }
         let begun = Instant::now();
         // Burn's learning rate is a plain number to the optimizer; ours is a function of the step.
         let rate = config.learning_rate.rate(state.step, config.steps);
@@ -241,14 +247,18 @@ pub fn fit<M: Objective>(model: M, mut job: Fit<'_, M>) -> Result<Outcome<M>, Fi
     })
 }
 
+/// An optimizer without moments.
+fn fresh_optimizer(config: &TrainingConfig) -> ModuleOptimizer {
+    let betas = [config.beta_1, config.beta_2];
+    ModuleOptimizer::from(AdamW::new(betas, config.epsilon, config.weight_decay))
+}
+
 /// Model, optimizer and state as of the latest checkpoint, or of the start.
 fn resume<M: Objective>(
     model: M,
     job: &Fit<'_, M>,
 ) -> Result<(M, ModuleOptimizer, State), FitError> {
-    let config = job.config;
-    let betas = [config.beta_1, config.beta_2];
-    let optimizer = ModuleOptimizer::from(AdamW::new(betas, config.epsilon, config.weight_decay));
+    let optimizer = fresh_optimizer(job.config);
     let Some(state) = job.checkpoints.latest()? else {
         return Ok((model, optimizer, State::start(job.stage, job.seed)));
     };

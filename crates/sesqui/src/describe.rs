@@ -10,7 +10,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use sesqui_dataset::batch::SequenceBatch;
 use sesqui_distill::rollout::exits_drawn;
 use sesqui_distill::{
-    Align, HaltStageConfig, Joint, JointBatch, JointBatches, LatentBatch, Shortcut, Supervised,
+    Align, Curriculum, Cuts, HaltStageConfig, Joint, JointBatch, JointBatches, LatentBatch,
+    Shortcut, Supervised, ThoughtBatch,
 };
 use sesqui_model::flops::Flops;
 use sesqui_model::latent::LatentTransformer;
@@ -19,6 +20,7 @@ use sesqui_shortcut::{Shortcuts, StepHead};
 use sesqui_trainer::Batches;
 use sesqui_trainer::objective::Objective as Learner;
 
+use crate::curriculum::thought_settings;
 use crate::experiment::{Experiment, Objective, Stage};
 use crate::extensions::extensions;
 use crate::start::latent_settings;
@@ -130,11 +132,53 @@ fn one_step(
                 slots(&settings)
             ))
         }
+        Objective::Curriculum(config) => {
+            let plan = workbench.curriculum(stage, config);
+            let Some(feedback) = config.thought.feedback() else {
+                return words_that_go(workbench, stage, model, Cuts::Steps(plan), seed);
+            };
+            let settings = thought_settings(config, feedback, &plan);
+            let (batches, skipped) =
+                workbench.thought_batches(stage, config, &plan, context, seed)?;
+            let sizes = |batch: &ThoughtBatch| [batch.batch, batch.seq, batch.tokens];
+            let student = Curriculum::new(student(model, &settings));
+            let text = first_batch(stage, &batches, skipped.len(), sizes, &student)?;
+            let (growth, slots) = (growth(&settings), slots(&settings));
+            Ok(format!("{text}{growth}\n{slots}\n"))
+        }
+        Objective::Icot(config) => {
+            let cuts = Cuts::Tokens(config.plan(workbench.training()));
+            words_that_go(workbench, stage, model, cuts, seed)
+        }
         Objective::Halt(config) => match latent_settings(experiment, workbench, stage)? {
             Some(settings) => Ok(halt_head(model, &settings, config)),
             None => Ok("its start is not known yet\n".to_owned()),
         },
     }
+}
+
+/// As text: the first batch of a stage in which less and less is said.
+fn words_that_go(
+    workbench: &Workbench,
+    stage: &Stage,
+    model: &Transformer,
+    cuts: Cuts,
+    seed: u64,
+) -> Result<String> {
+    let context = model.config().context;
+    let (batches, skipped) = workbench.cut_batches(stage, cuts, context, seed)?;
+    let sizes = |batch: &SequenceBatch| [batch.batch, batch.seq, batch.tokens];
+    let model = Supervised::new(model.clone());
+    first_batch(stage, &batches, skipped.len(), sizes, &model)
+}
+
+/// As text: how many thoughts there are when.
+fn growth(settings: &LatentSettings) -> String {
+    let growth = settings.growth.iter();
+    let growth: Vec<String> = growth
+        .map(|(update, thoughts)| format!("{thoughts} from update {}", update + 1))
+        .collect();
+    format!("thoughts: {}", growth.join(", "))
 }
 
 /// As text: there is no batch yet, since labels come from the trained model.

@@ -187,7 +187,7 @@ impl Execution<'_> {
                 variants => preparation.plain_and(variants, model, &Opened::checkpoint(folder)?)?,
             };
             let asked = halting::all(&[], &experiment.reasoning)?;
-            let halts = halting::beside(&asked, model);
+            let halts = halting::beside(&asked, model, &experiment.reasoning);
             for refinement in &refinements {
                 for halt in std::iter::once(&HaltConfig::Never).chain(&halts) {
                     let (model, method) = model.asked(&stage.name, refinement.as_ref(), halt);

@@ -176,6 +176,8 @@ mod tests {
             landing: Default::default(),
             entry_position: None,
             shortcuts: None,
+            continuation: Default::default(),
+            growth: Vec::new(),
         };
         let model = LatentTransformer::new(backbone, &Feedback::default(), &device);
         Latent::new(model, shortcuts, settings)

@@ -8,7 +8,9 @@ use sesqui_dataset::batch::{BatchConfig, Grouping};
 use sesqui_dataset::encode::{Positions, Supervision, TextFormat};
 use sesqui_dataset::read::BadRows;
 use sesqui_dataset::tokenizer::TokenizerConfig;
-use sesqui_distill::{AlignConfig, HaltStageConfig, JointConfig, ShortcutStageConfig};
+use sesqui_distill::{
+    AlignConfig, CurriculumConfig, HaltStageConfig, IcotConfig, JointConfig, ShortcutStageConfig,
+};
 use sesqui_eval::EvaluationConfig;
 use sesqui_model::ModelConfig;
 use sesqui_model::latent::SlotPositions;
@@ -84,6 +86,10 @@ pub enum Objective {
     Joint(JointConfig),
     /// A head over a latent model that does not move, which says how many steps a question needs.
     Halt(HaltStageConfig),
+    /// Thoughts in place of more and more steps: Coconut and its controls.
+    Curriculum(CurriculumConfig),
+    /// Less and less of the chain of thought: stepwise internalization.
+    Icot(IcotConfig),
 }
 
 /// Where a stage's weights come from.
@@ -114,24 +120,37 @@ impl Objective {
     /// What a training sequence contains under this objective: the teacher's, where there is one.
     pub fn supervision(&self) -> Supervision {
         match self {
-            Self::Cot | Self::Align(_) | Self::Shortcut(_) | Self::Joint(_) | Self::Halt(_) => {
-                Supervision::ChainOfThought
-            }
             Self::NoCot => Supervision::AnswerOnly,
+            Self::Cot
+            | Self::Align(_)
+            | Self::Shortcut(_)
+            | Self::Joint(_)
+            | Self::Halt(_)
+            | Self::Curriculum(_)
+            | Self::Icot(_) => Supervision::ChainOfThought,
         }
     }
 
     /// Whether its model reasons in latent steps.
     pub fn has_latents(&self) -> bool {
-        !matches!(self, Self::Cot | Self::NoCot)
+        match self {
+            Self::Cot | Self::NoCot | Self::Icot(_) => false,
+            Self::Curriculum(config) => config.thought.feedback().is_some(),
+            Self::Align(_) | Self::Shortcut(_) | Self::Joint(_) | Self::Halt(_) => true,
+        }
     }
 
     /// The settings of its shortcuts, and what stands before their keys below `objective`.
     pub fn shortcut(&self) -> Option<(&'static str, &ShortcutStageConfig)> {
         match self {
-            Self::Cot | Self::NoCot | Self::Align(_) | Self::Halt(_) => None,
             Self::Shortcut(config) => Some(("", config)),
             Self::Joint(config) => Some(("shortcut.", &config.shortcut)),
+            Self::Cot
+            | Self::NoCot
+            | Self::Align(_)
+            | Self::Halt(_)
+            | Self::Curriculum(_)
+            | Self::Icot(_) => None,
         }
     }
 
@@ -144,6 +163,8 @@ impl Objective {
             Self::Shortcut(_) => "shortcut",
             Self::Joint(_) => "joint",
             Self::Halt(_) => "halt",
+            Self::Curriculum(_) => "curriculum",
+            Self::Icot(_) => "icot",
         }
     }
 
@@ -154,6 +175,22 @@ impl Objective {
             Self::Align(config) => config.problem(),
             Self::Shortcut(config) => config.problem(),
             Self::Joint(config) => config.problem(),
+            Self::Curriculum(config) => config.problem(),
+            Self::Icot(config) => config.problem(),
+        }
+    }
+
+    /// Settings that are counted in updates, for a training of `now` updates instead of `before`.
+    fn rescale(&mut self, before: u64, now: u64) {
+        match self {
+            Self::Curriculum(config) => config.rescale(before, now),
+            Self::Icot(config) => config.rescale(before, now),
+            Self::Cot
+            | Self::NoCot
+            | Self::Align(_)
+            | Self::Shortcut(_)
+            | Self::Joint(_)
+            | Self::Halt(_) => {}
         }
     }
 
@@ -161,7 +198,7 @@ impl Objective {
     /// backbone.
     pub fn wants(&self) -> Option<(&'static [&'static str], &'static str)> {
         match self {
-            Self::Cot | Self::NoCot => None,
+            Self::Cot | Self::NoCot | Self::Curriculum(_) | Self::Icot(_) => None,
             Self::Align(_) | Self::Joint(_) => {
                 Some((&["cot"], "it learns from a chain-of-thought model"))
             }
@@ -286,7 +323,9 @@ impl Experiment {
         self.evaluation.timing_rounds = 1;
         for stage in &mut self.stages {
             let training = &mut stage.training;
-            training.steps = training.steps.min(20);
+            let steps = training.steps;
+            training.steps = steps.min(20);
+            stage.objective.rescale(steps, training.steps);
             training.log_every = training.log_every.min(5);
             training.validate_every = training.validate_every.min(10);
             training.checkpoints.every = training.checkpoints.every.min(5);

@@ -13,8 +13,13 @@ use crate::experiment::{Objective, Stage};
 pub fn extensions(stage: &Stage) -> Option<String> {
     let mut found = Vec::new();
     match &stage.objective {
-        // A halting head is no part of the paper's method, and changes nothing of it.
-        Objective::Cot | Objective::NoCot | Objective::Halt(_) => {}
+        // A halting head is no part of the paper's method, and changes nothing of it; curricula are other
+        // papers' methods.
+        Objective::Cot
+        | Objective::NoCot
+        | Objective::Halt(_)
+        | Objective::Curriculum(_)
+        | Objective::Icot(_) => {}
         Objective::Align(config) => align(config, &mut found),
         Objective::Shortcut(config) => shortcut(config, &mut found),
         Objective::Joint(config) => {
@@ -33,7 +38,8 @@ fn align(config: &AlignConfig, found: &mut Vec<&'static str>) {
     }
     match config.latents.feedback {
         Feedback::Linear { .. } => found.push("linear feedback map"),
-        Feedback::State => {}
+        // Nothing else is aligned.
+        Feedback::State | Feedback::Pause | Feedback::FirstState => {}
     }
     match config.feeding {
         Feeding::TeacherForced => {}

@@ -126,7 +126,7 @@ pub enum Asked {
 impl Asked {
     /// What the flag says, if it is given, else what the run is configured for.
     pub fn new(flag: Option<usize>, reasoning: &ReasoningConfig) -> Self {
-        flag.map_or(Self::Setting(reasoning.latent_steps), Self::Flag)
+        flag.map_or(Self::Setting(reasoning.latent_steps.into()), Self::Flag)
     }
 }
 
@@ -148,7 +148,7 @@ impl<'a> Room<'a> {
         let kept = settings.kept();
         let (steps, said) = match asked {
             Asked::Setting(0) => (settings.count, None),
-            Asked::Setting(steps) | Asked::Flag(steps) if steps <= kept => (kept, None),
+            Asked::Setting(steps) | Asked::Flag(steps) if kept > 0 && steps <= kept => (kept, None),
             Asked::Setting(steps) => {
                 let said = format!("with reasoning.latent_steps = {steps}");
                 (steps, Some(said))
@@ -254,6 +254,8 @@ mod tests {
             landing: Landing::default(),
             entry_position: None,
             shortcuts: None,
+            continuation: Default::default(),
+            growth: Vec::new(),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::experiment::Stage;
 use crate::fitting::{Asked, Fitting, Room};
 use crate::misuse::Misuse;
 use crate::screen;
-use crate::stage::{Finished, Outlets, Run, finished, mean_losses};
+use crate::stage::{Finished, Outlets, Run, finished, mean_losses, never};
 use crate::trained::{Latent, Trained};
 
 impl Run<'_> {
@@ -90,7 +90,7 @@ impl Run<'_> {
             trained.halt(&halting);
             trained
         };
-        let outcome = self.fit(stage, model, &batches, Some(&settings), outlets, |model| {
+        let validate = |model: &Halt, _: u64| {
             let losses = mean_losses(model, vec![validation.clone()], |batch| batch.rows() as f64);
             let config = EvaluationConfig {
                 timing_questions: 0,
@@ -108,7 +108,9 @@ impl Run<'_> {
                 accuracy: Some(found.accuracy()),
                 values,
             })
-        })?;
+        };
+        let beside = Some(&settings);
+        let outcome = self.fit(stage, model, &batches, beside, &never, outlets, validate)?;
         Ok(finished(outcome, |model| {
             Trained::halting(model, settings.clone())
         }))

@@ -14,7 +14,7 @@ use sesqui_run::{SummaryRow, atomic_write};
 use crate::halt_plot;
 use crate::halting::label;
 use crate::measure::{Measured, Subject, measure};
-use crate::reasoning::ReasoningConfig;
+use crate::reasoning::{LatentSteps, ReasoningConfig};
 use crate::sweep::Sweep;
 use crate::trained::Trained;
 use crate::workbench::VALIDATION;
@@ -74,11 +74,14 @@ pub fn study(
         (true, []) => vec![Some(base.exit_threshold)],
         (true, several) => several.iter().copied().map(Some).collect(),
     };
-    let steps = match sweep.latent_steps.as_slice() {
-        [] => vec![base.latent_steps],
-        several => several.to_vec(),
+    let asked = sweep.latent_steps.iter().copied();
+    let (steps, most) = match asked.clone().max() {
+        None => (vec![base.latent_steps], base.latent_steps),
+        Some(most) => (
+            asked.map(LatentSteps::Exactly).collect(),
+            LatentSteps::Exactly(most),
+        ),
     };
-    let most = steps.iter().copied().max().unwrap_or_default();
     let mut rows = Vec::new();
     for &exit_threshold in &thresholds {
         let plain = steps.iter().map(|&steps| (steps, HaltConfig::Never));
@@ -90,7 +93,8 @@ pub fn study(
             }
             match &halt {
                 HaltConfig::Never if steps.len() > 1 => {
-                    name.push_str(&format!(" latent_steps={latent_steps}"));
+                    let steps = usize::from(latent_steps);
+                    name.push_str(&format!(" latent_steps={steps}"));
                 }
                 HaltConfig::Never => {}
                 halt => name.push_str(&format!(", {}", label(halt))),

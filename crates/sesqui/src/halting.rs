@@ -1,5 +1,6 @@
 //! Ways of halting: what a configuration or a command line says.
 
+use sesqui_model::latent::{Continuation, Source};
 use sesqui_reason::HaltConfig;
 use sesqui_reason::halt::{Gain, Over, Pick};
 use toml::{Table, Value};
@@ -232,21 +233,41 @@ pub fn family(halt: &HaltConfig) -> String {
     }
 }
 
-/// Whether a model can halt so: a head is learned by a stage of its own.
-pub fn suits(halt: &HaltConfig, model: &Latent) -> bool {
-    !matches!(halt, HaltConfig::Learned(_)) || model.head.is_some()
+/// Why a model cannot halt so, if it cannot: a head is learned by a stage of its own, and there has to be an
+/// answer to look at after every step.
+pub fn unsuited(halt: &HaltConfig, model: &Latent, reasoning: &ReasoningConfig) -> Option<String> {
+    match (halt, model.continuation(reasoning)) {
+        (_, Continuation::Text) => Some(format!(
+            "writes on by itself after its latent steps: --halt {} is left out there, unless \
+             reasoning.continuation is \"answer\"",
+            label(halt)
+        )),
+        (HaltConfig::Learned(_), Continuation::Answer) if model.head.is_none() => {
+            Some("has no head: --halt learned is left out there".to_owned())
+        }
+        (HaltConfig::Samples(_), Continuation::Answer)
+            if model.model.source() != Source::Newest =>
+        {
+            Some("feeds back no state to add noise to: --halt samples is left out there".to_owned())
+        }
+        _ => None,
+    }
 }
 
 /// The ways of halting that a model is measured with beside all steps: those of `asked` that suit it; where
 /// nothing is asked for and it has a head, what that says.
-pub fn beside(asked: &[HaltConfig], model: &Trained) -> Vec<HaltConfig> {
+pub fn beside(
+    asked: &[HaltConfig],
+    model: &Trained,
+    reasoning: &ReasoningConfig,
+) -> Vec<HaltConfig> {
     let Trained::Latent(latent) = model else {
         return Vec::new();
     };
     match asked {
         [] if latent.head.is_some() => vec![HaltConfig::Learned(Default::default())],
         asked => {
-            let suits = |halt: &&HaltConfig| suits(halt, latent);
+            let suits = |halt: &&HaltConfig| unsuited(halt, latent, reasoning).is_none();
             asked.iter().filter(suits).cloned().collect()
         }
     }

@@ -9,6 +9,7 @@
 pub mod backend;
 pub mod cli;
 pub mod compare;
+pub mod curriculum;
 pub mod data_sets;
 pub mod describe;
 pub mod events;

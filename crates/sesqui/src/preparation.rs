@@ -11,6 +11,7 @@ use sesqui_dataset::batch::TooLong;
 use sesqui_dataset::encode::{EncodedProblem, encode_all};
 use sesqui_eval::{EvaluationConfig, Task, evaluate};
 use sesqui_model::Transformer;
+use sesqui_model::latent::Source;
 use sesqui_reason::{Calibration, Calibrator, References, RefineConfig, Refinement};
 use sesqui_run::RunPaths;
 
@@ -145,6 +146,14 @@ pub fn check_arguments(texts: &[String], models: &[Opened]) -> Result<()> {
     }
 }
 
+/// Why there is nothing to refine in what `student` feeds its latent steps, if so.
+fn unrefinable(student: &Latent) -> Option<&'static str> {
+    match student.model.source() {
+        Source::Newest => None,
+        Source::First | Source::Nothing => Some("feeds back no state that could be refined"),
+    }
+}
+
 /// Finds models and calibrates directions for the students of one run.
 pub struct Preparation<'a> {
     /// The data that is asked about.
@@ -186,10 +195,16 @@ impl<'a> Preparation<'a> {
         opened: &Opened,
     ) -> Result<Vec<Option<Prepared>>> {
         let mut all = vec![None];
-        if let Trained::Latent(student) = model {
-            for variant in variants {
-                all.push(Some(self.prepare(variant, student, opened)?));
-            }
+        let (Trained::Latent(student), false) = (model, variants.is_empty()) else {
+            return Ok(all);
+        };
+        if let Some(reason) = unrefinable(student) {
+            let stage = &opened.state.stage;
+            say(format!("{stage} {reason}; it is measured as it is"))?;
+            return Ok(all);
+        }
+        for variant in variants {
+            all.push(Some(self.prepare(variant, student, opened)?));
         }
         Ok(all)
     }
@@ -206,6 +221,10 @@ impl<'a> Preparation<'a> {
         student: &Latent,
         opened: &Opened,
     ) -> Result<Prepared> {
+        if let Some(reason) = unrefinable(student) {
+            let stage = &opened.state.stage;
+            return Err(Misuse(format!("refinement: {stage} {reason}; leave it out")).into());
+        }
         let label = variant.label();
         let mut prepared = Prepared {
             label: label.clone(),

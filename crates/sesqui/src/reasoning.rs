@@ -1,21 +1,89 @@
 //! How latent models reason when they are asked.
 
 use serde::{Deserialize, Serialize};
+use sesqui_model::Continuation;
 use sesqui_reason::{HaltConfig, RefineConfig};
 
 use crate::refinement::ReferencesConfig;
 
-/// Why programs refuse `--latent-steps 0`. In a file 0 stands for as many as trained; on a command line,
-/// where leaving the flag out does, it can only be a mistake.
-pub const NO_LATENT_STEPS: &str = "--latent-steps 0: a latent model takes at least one latent step; \
-                                   leave the flag out for as many as trained";
+/// How many latent steps to run. In a file 0 stands for as many as trained; on a command line, where
+/// leaving the flag out does, it is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "usize", into = "usize")]
+pub enum LatentSteps {
+    /// As many as trained.
+    #[default]
+    AsTrained,
+    /// This many.
+    Exactly(usize),
+}
+
+impl LatentSteps {
+    /// For a model that was trained with `trained` of them.
+    pub fn settle(self, trained: usize) -> usize {
+        match self {
+            Self::AsTrained => trained,
+            Self::Exactly(steps) => steps,
+        }
+    }
+}
+
+impl From<usize> for LatentSteps {
+    fn from(steps: usize) -> Self {
+        match steps {
+            0 => Self::AsTrained,
+            steps => Self::Exactly(steps),
+        }
+    }
+}
+
+impl From<LatentSteps> for usize {
+    fn from(steps: LatentSteps) -> Self {
+        match steps {
+            LatentSteps::AsTrained => 0,
+            LatentSteps::Exactly(steps) => steps,
+        }
+    }
+}
+
+/// What follows the last latent step, as a setting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ContinuationChoice {
+    /// What the model was trained for.
+    #[default]
+    AsTrained,
+    /// The marker before the answer, which is fed.
+    Answer,
+    /// Whatever the model writes by itself.
+    Text,
+}
+
+impl ContinuationChoice {
+    fn is_as_trained(&self) -> bool {
+        *self == Self::AsTrained
+    }
+
+    /// For a model that was trained for `trained`.
+    pub fn settle(self, trained: Continuation) -> Continuation {
+        match self {
+            Self::AsTrained => trained,
+            Self::Answer => Continuation::Answer,
+            Self::Text => Continuation::Text,
+        }
+    }
+}
 
 /// The two thresholds of System-1.5 Reasoning (arXiv 2505.18962, section 2.1), refinement, and halting.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReasoningConfig {
     /// Latent steps: the paper's `lambda_step`; 0 means as many as trained.
-    pub latent_steps: usize,
+    pub latent_steps: LatentSteps,
+    /// What follows the last of them. Written out only where it is set: the configuration of a run that is
+    /// older than the setting stays the same, and the run can be resumed.
+    #[serde(skip_serializing_if = "ContinuationChoice::is_as_trained")]
+    pub continuation: ContinuationChoice,
     /// A latent step leaves where a router's weight exceeds this: the paper's `lambda_depth`; 1 is
     /// never exceeded.
     pub exit_threshold: f64,
@@ -32,7 +100,8 @@ pub struct ReasoningConfig {
 impl Default for ReasoningConfig {
     fn default() -> Self {
         Self {
-            latent_steps: 0,
+            latent_steps: LatentSteps::default(),
+            continuation: ContinuationChoice::default(),
             exit_threshold: 0.6,
             refine: RefineConfig::default(),
             references: ReferencesConfig::default(),

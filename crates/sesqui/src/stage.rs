@@ -88,6 +88,8 @@ impl Run<'_> {
             Objective::Shortcut(config) => self.shortcut(stage, config, &mut outlets),
             Objective::Joint(config) => self.joint(stage, config, &mut outlets),
             Objective::Halt(config) => self.halt(stage, config, &mut outlets),
+            Objective::Curriculum(config) => self.curriculum(stage, config, &mut outlets),
+            Objective::Icot(config) => self.icot(stage, config, &mut outlets),
         }
     }
 
@@ -102,11 +104,12 @@ impl Run<'_> {
             .workbench
             .validation_batches(stage.objective.supervision(), self.experiment)?;
         let model = Supervised::new(model);
-        let outcome = self.fit(stage, model, &batches, None, outlets, |model| {
+        let validate = |model: &Supervised, _: u64| {
             let losses = mean_losses(model, validation.clone(), targets);
             let trained = Trained::tokens(model.backbone.clone());
             self.validation(&trained, losses)
-        })?;
+        };
+        let outcome = self.fit(stage, model, &batches, None, &never, outlets, validate)?;
         Ok(finished(outcome, |model| Trained::tokens(model.backbone)))
     }
 
@@ -246,10 +249,12 @@ impl Run<'_> {
             let (student, shortcuts) = parts(model);
             Trained::latent(student, shortcuts, settings.clone())
         };
-        let outcome = self.fit(stage, model, &batches, Some(&settings), outlets, |model| {
+        let validate = |model: &M, _: u64| {
             let losses = mean_losses(model, validation.clone(), &rows);
             self.validation(&trained(model), losses)
-        })?;
+        };
+        let settings = Some(&settings);
+        let outcome = self.fit(stage, model, &batches, settings, &never, outlets, validate)?;
         Ok(finished(outcome, |model| trained(&model)))
     }
 
@@ -261,14 +266,17 @@ impl Run<'_> {
         }
     }
 
+    /// Trains `model` on `batches`; `resets` says before which update the optimizer forgets its moments,
+    /// `validate` measures the model after so many updates.
     pub(crate) fn fit<M: Learner>(
         &self,
         stage: &Stage,
         model: M,
         batches: &dyn Batches<<M as TrainStep>::Input>,
         settings: Option<&LatentSettings>,
+        resets: &dyn Fn(u64) -> bool,
         outlets: &mut Outlets<'_>,
-        validate: impl Fn(&M) -> Result<Validation>,
+        validate: impl Fn(&M, u64) -> Result<Validation>,
     ) -> Result<Outcome<M>> {
         let checkpoints = self.checkpoints(stage, settings)?;
         if let Some(state) = checkpoints.latest()? {
@@ -282,9 +290,9 @@ impl Run<'_> {
             .collect();
         // The dashboard shows by itself that validation is under way.
         let plain = outlets.renderer.is_plain();
-        let mut validate = |model: &M, _step: u64| {
+        let mut validate = |model: &M, updates: u64| {
             let waiting = plain.then(|| spinner(&format!("{}: validation", stage.name)));
-            let found = validate(model).map_err(|error| format!("{error:#}"));
+            let found = validate(model, updates).map_err(|error| format!("{error:#}"));
             if let Some(waiting) = waiting {
                 waiting.finish_and_clear();
             }
@@ -298,6 +306,7 @@ impl Run<'_> {
                 seed: self.experiment.seed,
                 devices: &devices,
                 batches,
+                resets,
                 checkpoints: &checkpoints,
                 renderer: &mut *outlets.renderer,
                 metrics: &mut *outlets.metrics,
@@ -339,7 +348,7 @@ impl Run<'_> {
     }
 
     /// Accuracy on the validation set, latents self-generated, with the losses found before.
-    fn validation(&self, trained: &Trained, losses: Losses) -> Result<Validation> {
+    pub(crate) fn validation(&self, trained: &Trained, losses: Losses) -> Result<Validation> {
         let config = EvaluationConfig {
             timing_questions: 0,
             ..self.experiment.evaluation.clone()
@@ -361,7 +370,7 @@ impl Run<'_> {
 }
 
 impl Outlets<'_> {
-    fn skipped(&mut self, stage: &Stage, context: usize, skipped: &[Skipped]) {
+    pub(crate) fn skipped(&mut self, stage: &Stage, context: usize, skipped: &[Skipped]) {
         if let Some(first) = skipped.first() {
             self.renderer.line(&format!(
                 "{}: {} training problems are longer than {context} positions and left out, {} \
@@ -385,7 +394,13 @@ pub(crate) fn finished<M: Module>(
     }
 }
 
-fn targets(batch: &SequenceBatch) -> f64 {
+/// An optimizer that never forgets.
+pub(crate) fn never(_: u64) -> bool {
+    false
+}
+
+/// What a mean over batches in words counts.
+pub(crate) fn targets(batch: &SequenceBatch) -> f64 {
     batch.loss_weights.iter().copied().map(f64::from).sum()
 }
 

@@ -186,8 +186,12 @@ pub fn check_starts(experiment: &Experiment, workbench: &Workbench) -> Result<()
         if let Some(layers) = layers_from_elsewhere(experiment, stage)? {
             stage.check_landing(layers, "start from a model with more")?;
         }
+        let asked = experiment.reasoning.latent_steps.into();
+        if let Objective::Curriculum(config) = &stage.objective {
+            let context = context(experiment, stage)?;
+            workbench.check_curriculum(stage, config, &context, asked)?;
+        }
         if let Some(settings) = latent_settings(experiment, workbench, stage)? {
-            let asked = experiment.reasoning.latent_steps;
             let context = context(experiment, stage)?;
             workbench.check_latents(stage, &settings, &context, asked)?;
         }
@@ -195,7 +199,8 @@ pub fn check_starts(experiment: &Experiment, workbench: &Workbench) -> Result<()
     Ok(())
 }
 
-/// The latent steps that `stage` will be trained with; none where it reasons in words.
+/// The latent steps that `stage` will be trained with; none where it reasons in words, or comes to them
+/// through a curriculum.
 ///
 /// # Errors
 ///

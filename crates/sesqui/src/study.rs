@@ -24,8 +24,8 @@ use crate::misuse::Misuse;
 
 pub use conduct::{Conduct, conduct};
 
-/// The fewest latent steps that a model is asked with, in studies.
-pub const FEWEST_LATENT_STEPS: usize = 1;
+/// The fewest latent steps that a model is asked with, in studies: the answer right after the question.
+pub const FEWEST_LATENT_STEPS: usize = 0;
 
 /// A study file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -36,7 +36,7 @@ pub struct Study {
     /// The method that others are compared with; every data set has it.
     pub reference: String,
     /// Numbers of latent steps that latent models are asked with, beside what their `[reasoning]` says;
-    /// empty for all up to as many as trained.
+    /// empty for all from 0 up to as many as trained.
     pub latent_steps: Vec<usize>,
     /// What the methods are measured on.
     pub data_sets: Vec<DataSet>,
@@ -109,13 +109,6 @@ impl Study {
             return fail(
                 "seeds",
                 &format!("{twice} is there twice; give each seed once"),
-            );
-        }
-        let few = |steps: &&usize| **steps < FEWEST_LATENT_STEPS;
-        if let Some(steps) = self.latent_steps.iter().find(few) {
-            return fail(
-                "latent_steps",
-                &format!("{steps}: a latent model takes at least {FEWEST_LATENT_STEPS}"),
             );
         }
         if self.data_sets.is_empty() {

@@ -13,7 +13,7 @@ use sesqui_run::{SummaryRow, atomic_write};
 
 use crate::heat_map::{HeatMap, Tile};
 use crate::measure::{Measured, Subject, measure};
-use crate::reasoning::ReasoningConfig;
+use crate::reasoning::{LatentSteps, ReasoningConfig};
 use crate::trained::Trained;
 use crate::workbench::VALIDATION;
 
@@ -22,7 +22,7 @@ use crate::workbench::VALIDATION;
 pub struct Sweep {
     /// Exit thresholds.
     pub exit_thresholds: Vec<f64>,
-    /// Numbers of latent steps.
+    /// Numbers of latent steps; 0 is none.
     pub latent_steps: Vec<usize>,
 }
 
@@ -31,8 +31,11 @@ pub struct Sweep {
 pub struct Cell {
     /// Exit threshold; none where the model has no routers.
     pub exit_threshold: Option<f64>,
-    /// Latent steps.
+    /// Latent steps: what was asked for, or as many as trained.
     pub latent_steps: usize,
+    /// Which of the two.
+    #[serde(skip)]
+    pub asked: LatentSteps,
     /// What was measured.
     pub summary: SummaryRow,
     /// The answers, for comparisons; not part of the row.
@@ -89,7 +92,7 @@ impl Sweep {
             reasoning.exit_threshold = *threshold;
         }
         if let Some(steps) = self.latent_steps.first() {
-            reasoning.latent_steps = *steps;
+            reasoning.latent_steps = LatentSteps::Exactly(*steps);
         }
         reasoning
     }
@@ -111,6 +114,10 @@ impl Sweep {
         file: Option<&Path>,
     ) -> Result<Vec<Cell>> {
         let routers = matches!(model, Trained::Latent(latent) if latent.shortcuts.is_some());
+        let trained = match model {
+            Trained::Latent(latent) => latent.settings.count,
+            Trained::Tokens(_) => 0,
+        };
         let thresholds = match routers {
             true => or_base(&self.exit_thresholds, base.exit_threshold)
                 .into_iter()
@@ -118,15 +125,18 @@ impl Sweep {
                 .collect(),
             false => vec![None],
         };
-        let steps = or_base(&self.latent_steps, base.latent_steps);
+        let asked = self.latent_steps.iter().copied();
+        let asked: Vec<LatentSteps> = asked.map(LatentSteps::Exactly).collect();
+        let steps = or_base(&asked, base.latent_steps);
         let mut cells = Vec::with_capacity(thresholds.len() * steps.len());
         for &exit_threshold in &thresholds {
-            for &latent_steps in &steps {
+            for &asked in &steps {
                 let reasoning = ReasoningConfig {
                     exit_threshold: exit_threshold.unwrap_or(base.exit_threshold),
-                    latent_steps,
+                    latent_steps: asked,
                     ..base.clone()
                 };
+                let latent_steps = asked.settle(trained);
                 let threshold = exit_threshold.map(|value| format!(" exit_threshold={value}"));
                 let name = format!(
                     "{}{} latent_steps={latent_steps}",
@@ -141,6 +151,7 @@ impl Sweep {
                 cells.push(Cell {
                     exit_threshold,
                     latent_steps,
+                    asked,
                     summary: found.summary,
                     answers: found.answers,
                 });
@@ -201,9 +212,9 @@ pub fn threshold_label(cell: &Cell) -> String {
 
 /// How the number of latent steps of a cell is written.
 pub fn steps_label(cell: &Cell) -> String {
-    match cell.latent_steps {
-        0 => format!("as trained, {:.0}", cell.summary.latent_steps),
-        steps => steps.to_string(),
+    match cell.asked {
+        LatentSteps::AsTrained => format!("as trained, {}", cell.latent_steps),
+        LatentSteps::Exactly(steps) => steps.to_string(),
     }
 }
 

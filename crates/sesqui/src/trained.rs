@@ -7,16 +7,18 @@ use burn::module::Module;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use sesqui_distill::latent::Padding;
-use sesqui_distill::{Align, Halt, Joint, LatentConfig, Shortcut, ShortcutStageConfig, Supervised};
+use sesqui_distill::{
+    Align, Curriculum, Halt, Joint, LatentConfig, Shortcut, ShortcutStageConfig, Supervised,
+};
 use sesqui_eval::{EvaluationConfig, LatentMethod, Method, Task, TokenDecoding};
-use sesqui_model::Transformer;
 use sesqui_model::latent::LatentTransformer;
+use sesqui_model::{Continuation, Transformer};
 use sesqui_reason::{Decoding, HaltConfig};
 use sesqui_shortcut::{
     EntryPosition, ExitRule, HostRouter, HostStepHead, KeyValueRule, Landing, ShortcutConfig,
     Shortcuts, StepHead,
 };
-use sesqui_trainer::checkpoint::load_model;
+use sesqui_trainer::checkpoint::{load_model, load_state};
 
 use crate::experiment::{Objective, Stage};
 use crate::halting;
@@ -72,9 +74,29 @@ pub struct LatentSettings {
     /// Shapes of routers and adapters, of a `halt` stage that has some: its own objective does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shortcuts: Option<ShortcutConfig>,
+    /// What follows the latent steps.
+    #[serde(default, skip_serializing_if = "is_answer")]
+    pub continuation: Continuation,
+    /// Of a curriculum: from which update on, counted from 0, there were how many latent steps, ascending;
+    /// empty where there were always as many.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub growth: Vec<(u64, usize)>,
+}
+
+fn is_answer(continuation: &Continuation) -> bool {
+    *continuation == Continuation::Answer
 }
 
 impl LatentSettings {
+    /// The same for a model after `updates` updates, which knows as many latent steps as it had by then.
+    pub fn after(mut self, updates: u64) -> Self {
+        let begun = |(from, _): &&(u64, usize)| *from < updates;
+        if let Some((_, steps)) = self.growth.iter().rev().find(begun) {
+            self.count = *steps;
+        }
+        self
+    }
+
     /// Latent steps behind which the answer stands also where fewer are taken. Without padding it was
     /// trained right after the steps of each problem.
     pub fn kept(&self) -> usize {
@@ -160,10 +182,12 @@ impl Latent {
 
     /// Latent steps to run.
     pub fn steps(&self, reasoning: &ReasoningConfig) -> usize {
-        match reasoning.latent_steps {
-            0 => self.settings.count,
-            steps => steps,
-        }
+        reasoning.latent_steps.settle(self.settings.count)
+    }
+
+    /// What follows its latent steps.
+    pub fn continuation(&self, reasoning: &ReasoningConfig) -> Continuation {
+        reasoning.continuation.settle(self.settings.continuation)
     }
 
     /// How it answers.
@@ -186,6 +210,7 @@ impl Latent {
             entry_position: self.settings.entry_position.unwrap_or_default(),
             refinement: self.refined.as_ref().map(Prepared::refinement),
             halt: (&self.halted, self.host_head.as_ref()),
+            continuation: self.continuation(reasoning),
             answer_start: answer_start(task),
             decoding: decoding(task, config),
         }
@@ -205,9 +230,19 @@ impl Trained {
         device: &Device,
     ) -> Result<Self> {
         match &stage.objective {
-            Objective::Cot | Objective::NoCot => {
+            objective if !objective.has_latents() => {
                 let model = load_model(checkpoint, Supervised::new(fresh))?;
                 Ok(Self::tokens(model.backbone))
+            }
+            Objective::Cot | Objective::NoCot | Objective::Icot(_) => {
+                unreachable!("have no latents")
+            }
+            Objective::Curriculum(_) => {
+                let updates = load_state(checkpoint)?.step;
+                let settings = LatentSettings::read(checkpoint)?.after(updates);
+                let student = LatentTransformer::new(fresh, &settings.latents.feedback, device);
+                let model = load_model(checkpoint, Curriculum::new(student))?;
+                Ok(Self::latent(model.student, None, settings))
             }
             Objective::Align(config) => {
                 let settings = LatentSettings::read(checkpoint)?;
@@ -398,6 +433,8 @@ mod tests {
             landing: Landing::default(),
             entry_position: None,
             shortcuts: None,
+            continuation: Continuation::Answer,
+            growth: Vec::new(),
         };
         let write = |settings: &LatentSettings, without: bool| {
             let mut json = serde_json::to_value(settings).unwrap();

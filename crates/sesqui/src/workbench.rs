@@ -12,6 +12,7 @@ use sesqui_distill::{
     AlignConfig, LatentBatch, LatentBatches, LatentProblem, Rollout, SequenceBatches,
 };
 use sesqui_eval::Task;
+use sesqui_model::Continuation;
 use sesqui_shortcut::{KeyValueRule, Landing};
 
 use crate::experiment::{Experiment, Objective, Stage};
@@ -217,7 +218,19 @@ impl Workbench {
             landing: Landing::default(),
             entry_position: None,
             shortcuts: None,
+            continuation: Continuation::Answer,
+            growth: Vec::new(),
         }
+    }
+
+    /// Every training problem.
+    pub(crate) fn training(&self) -> &[EncodedProblem] {
+        &self.train
+    }
+
+    /// The validation questions that are asked.
+    pub(crate) fn validation(&self) -> &[EncodedProblem] {
+        &self.validation.encoded
     }
 
     /// Whether the latent steps of a stage fit its model, before anything is trained: those of training
@@ -245,6 +258,22 @@ impl Workbench {
             TooLong::Skip => self.train.iter().min_by_key(needed),
         };
         self.latent_problems(settings, hardest.map_or(&[], std::slice::from_ref))?;
+        self.check_questions(stage, settings, context, latent_steps)
+    }
+
+    /// Whether the validation and test questions fit a model with these latent steps, asked with
+    /// `latent_steps`, 0 for as many as trained.
+    ///
+    /// # Errors
+    ///
+    /// Names the setting and the first question that does not fit.
+    pub(crate) fn check_questions(
+        &self,
+        stage: &Stage,
+        settings: &LatentSettings,
+        context: &ContextLength,
+        latent_steps: usize,
+    ) -> Result<()> {
         let room = Room::latent(settings, context.positions, Asked::Setting(latent_steps));
         let (key, remedy) = match room.as_trained() {
             true => latent_count(stage),
@@ -472,9 +501,12 @@ fn latent_count(stage: &Stage) -> (String, &'static str) {
             "objective.align.latents",
             "lower latents.count or latents.positions",
         ),
-        Objective::Cot | Objective::NoCot | Objective::Shortcut(_) | Objective::Halt(_) => {
-            ("initialize", "start from a student with fewer latent steps")
-        }
+        Objective::Curriculum(_) => ("objective", "lower stages, thoughts_per_step or positions"),
+        Objective::Cot
+        | Objective::NoCot
+        | Objective::Shortcut(_)
+        | Objective::Halt(_)
+        | Objective::Icot(_) => ("initialize", "start from a student with fewer latent steps"),
     };
     (format!("stages.{}.{part}", stage.name), remedy)
 }

@@ -10,6 +10,8 @@
 mod architecture;
 #[path = "cli/compared.rs"]
 mod compared;
+#[path = "cli/curricula.rs"]
+mod curricula;
 #[path = "cli/experiments.rs"]
 mod experiments;
 #[path = "cli/halting.rs"]

@@ -8,10 +8,12 @@
 mod batches;
 mod by_hand;
 mod composition;
+mod curriculum;
 mod dropout;
 mod edges;
 mod feeding;
 mod gradients;
+mod icot;
 mod importance;
 mod joint;
 mod latents;

@@ -6,13 +6,18 @@ use burn::module::Module;
 use burn::train::{InferenceStep, Interrupter};
 use sesqui_dataset::batch::BatchConfig;
 use sesqui_distill::align::{AlignConfig, Teacher};
+use sesqui_distill::batches::words;
+use sesqui_distill::curriculum::{Replaced, StageSchedule, Thought};
 use sesqui_distill::latent::Padding;
 use sesqui_distill::rollout::{ExitDropout, Feeding, exits_drawn, rollout};
 use sesqui_distill::shortcut::{CompositionConfig, Leaving, ShortcutLoss, StaircaseConfig, Trains};
 use sesqui_distill::{
-    Align, Halt, HaltBatch, HaltBatches, Joint, JointBatch, JointBatches, JointConfig, LatentBatch,
-    LatentBatches, Rollout, Shortcut, ShortcutStageConfig,
+    Align, Curriculum, CurriculumConfig, CurriculumPlan, CutBatches, Cuts, Halt, HaltBatch,
+    HaltBatches, IcotConfig, IcotPlan, Joint, JointBatch, JointBatches, JointConfig, LatentBatch,
+    LatentBatches, Rollout, Shortcut, ShortcutStageConfig, Supervised, ThoughtBatch,
+    ThoughtBatches, ThoughtProblem,
 };
+use sesqui_model::LatentTransformer;
 use sesqui_run::{MetricRow, RowWriter};
 use sesqui_shortcut::StepHead;
 use sesqui_trainer::{
@@ -56,6 +61,8 @@ struct Course<I, B> {
     batches: B,
     /// What validation reads of a batch.
     read: fn(LatentBatch) -> I,
+    /// Whether the optimizer forgets before a step.
+    resets: fn(u64) -> bool,
 }
 
 impl Course<LatentBatch, LatentBatches> {
@@ -75,6 +82,7 @@ impl Course<LatentBatch, LatentBatches> {
             batches: batches.unwrap(),
             data,
             read: |batch| batch,
+            resets: |_| false,
         }
     }
 
@@ -87,6 +95,7 @@ impl Course<LatentBatch, LatentBatches> {
                 let rollout = batch.rollout;
                 JointBatch::new(batch, rollout)
             },
+            resets: self.resets,
         }
     }
 }
@@ -138,6 +147,7 @@ impl<I, B: Batches<I>> Course<I, B> {
             seed: SEED,
             devices: &vec![tracked(); workers],
             batches: &batches,
+            resets: &self.resets,
             checkpoints: &checkpoints,
             renderer: &mut Renderer::none(Box::new(std::io::sink())),
             metrics: &mut metrics,
@@ -297,6 +307,7 @@ fn a_head_ends_in_the_same_bytes_and_moves_nothing_else() {
                 states: vec![0.5; D_MODEL],
                 labels: vec![2],
             },
+            resets: |_| false,
         };
         let model = || {
             let teacher = course.data.teacher(1, &tracked());
@@ -315,6 +326,108 @@ fn a_head_ends_in_the_same_bytes_and_moves_nothing_else() {
         }
         let head = moved(&parameters(&start.head), &parameters(&trained.head));
         assert_eq!(head.len(), if hidden > 0 { 4 } else { 2 }, "{head:?}");
+    }
+}
+
+/// A curriculum of three stages, two updates each, with rows of all stages among them and an optimizer that
+/// forgets at every change.
+fn stages(thought: Thought) -> CurriculumPlan {
+    let config = CurriculumConfig {
+        thought,
+        stages: 2,
+        schedule: StageSchedule::Staged {
+            first: 1,
+            updates: 2,
+        },
+        uniform_probability: 0.3,
+        ..CurriculumConfig::default()
+    };
+    config.plan(&Data::new().encoded, STEPS)
+}
+
+fn removals() -> IcotPlan {
+    let config = IcotConfig {
+        remove_per: 3,
+        updates: 2,
+        removal_smoothing: 0.5,
+        ..IcotConfig::default()
+    };
+    config.plan(&Data::new().encoded)
+}
+
+fn thoughts(data: &Data) -> Vec<ThoughtProblem> {
+    let problems = data.encoded.iter().cloned();
+    let problems = problems.map(|problem| ThoughtProblem::new(problem, data.layout).unwrap());
+    problems.collect()
+}
+
+#[test]
+fn a_curriculum_ends_in_the_same_bytes_over_changes_of_stage() {
+    for thought in [
+        Thought::State,
+        Thought::Linear { scale: 0.25 },
+        Thought::Pause,
+        Thought::FirstState,
+    ] {
+        let data = Data::new();
+        let config = BatchConfig {
+            batch_size: 4,
+            ..BatchConfig::default()
+        };
+        let (problems, pad) = (thoughts(&data), data.tokenizer.pad_id());
+        let plan = stages(thought);
+        let batches =
+            ThoughtBatches::new(problems, &config, PARTS, SEED, plan, RESULTS, pad).unwrap();
+        let course = Course {
+            data,
+            batches,
+            read: |_: LatentBatch| {
+                let replaced = Replaced {
+                    steps: 1,
+                    thoughts: 2,
+                };
+                let rows = [(1, replaced), (6, replaced)];
+                ThoughtBatch::collate(&thoughts(&Data::new()), &rows, &RESULTS, 0).unwrap()
+            },
+            resets: |update| stages(Thought::State).resets(update),
+        };
+        assert!((course.resets)(2) && (course.resets)(4) && !(course.resets)(3));
+        let model = || {
+            let backbone = course.data.teacher(1, &tracked());
+            let feedback = thought.feedback().unwrap();
+            Curriculum::new(LatentTransformer::new(backbone, &feedback, &tracked()))
+        };
+        let trained = course.check(&format!("{thought:?}"), model);
+        assert!(!moved(&parameters(&model()), &parameters(&trained)).is_empty());
+    }
+}
+
+#[test]
+fn what_goes_word_by_word_ends_in_the_same_bytes() {
+    for cuts in [Cuts::Tokens(removals()), Cuts::Steps(stages(Thought::None))] {
+        let data = Data::new();
+        let config = BatchConfig {
+            batch_size: 4,
+            ..BatchConfig::default()
+        };
+        let (problems, layout) = (data.encoded.clone(), data.layout);
+        let pad = data.tokenizer.pad_id();
+        let what = format!("{cuts:?}");
+        let batches = CutBatches::new(problems, &config, PARTS, SEED, cuts, layout, pad).unwrap();
+        let course = Course {
+            data,
+            batches,
+            read: |_: LatentBatch| {
+                let data = Data::new();
+                words(&data.encoded[3..5], data.layout, 0).unwrap()
+            },
+            // Both change every two updates.
+            resets: |update| removals().resets(update),
+        };
+        assert!((course.resets)(2) && (course.resets)(4) && !(course.resets)(3));
+        let model = || Supervised::new(course.data.teacher(1, &tracked()));
+        let trained = course.check(&what, model);
+        assert!(!moved(&parameters(&model()), &parameters(&trained)).is_empty());
     }
 }
 

@@ -1,7 +1,7 @@
 //! What latent reasoning is said to cost against what it ran.
 
 use sesqui_eval::{LatentMethod, Method};
-use sesqui_model::latent::SlotPositions;
+use sesqui_model::latent::{Continuation, SlotPositions};
 use sesqui_reason::{Decoding, HaltConfig};
 use sesqui_shortcut::{EntryPosition, ExitRule, KeyValueRule, Landing};
 
@@ -68,6 +68,7 @@ fn flops_and_layer_calls_are_what_ran() {
                     entry_position: EntryPosition::EveryEntry,
                     refinement: None,
                     halt: (&HaltConfig::Never, None),
+                    continuation: Continuation::Answer,
                     answer_start: &[11, 4],
                     decoding: Decoding {
                         stop: 7,

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use sesqui_eval::{LatentMethod, Method};
-use sesqui_model::latent::SlotPositions;
+use sesqui_model::latent::{Continuation, SlotPositions};
 use sesqui_model::{Family, KvCache};
 use sesqui_reason::refine::{
     AuxiliaryWork, Context, Direction, LayerRuns, Norm, Scaling, Sign, gated,
@@ -296,6 +296,7 @@ fn costs_are_what_ran() {
             entry_position: EntryPosition::EveryEntry,
             refinement,
             halt: (&HaltConfig::Never, None),
+            continuation: Continuation::Answer,
             answer_start: &[11, 4],
             // Every answer is as long as the other.
             decoding: sesqui_reason::Decoding {

@@ -4,7 +4,7 @@
 use burn::tensor::Tensor;
 use sesqui_dataset::AnswerKind;
 use sesqui_eval::{EvaluationConfig, LatentMethod, Method, Response, enumerate, evaluate};
-use sesqui_model::latent::SlotPositions;
+use sesqui_model::latent::{Continuation, SlotPositions};
 use sesqui_model::{Family, Feedback, KvCache, LatentTransformer, Transformer, Visibility};
 use sesqui_reason::halt::{EntropyRule, Gain, LearnedRule, Over, Pick, Probe, SamplesRule};
 use sesqui_reason::{
@@ -76,6 +76,7 @@ impl Subject {
             entry_position: EntryPosition::EveryEntry,
             refinement: None,
             halt: (halt, None),
+            continuation: Continuation::Answer,
             answer_start: OPENING,
             decoding: Decoding {
                 stop: 7,
@@ -571,6 +572,7 @@ fn the_smallest_sufficient_number_of_steps_is_found() {
         entry_position: EntryPosition::EveryEntry,
         refinement: None,
         halt: (&never, None),
+        continuation: Continuation::Answer,
         answer_start: &opening,
         decoding: Decoding {
             stop,

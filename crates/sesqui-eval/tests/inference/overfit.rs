@@ -116,6 +116,7 @@ fn eight_problems_are_learned_by_heart() {
                 seed: 1,
                 devices: &[tracked()],
                 batches: &batches,
+                resets: &|_| false,
                 checkpoints: &checkpoints,
                 renderer: &mut Renderer::none(Box::new(std::io::sink())),
                 metrics: &mut metrics,

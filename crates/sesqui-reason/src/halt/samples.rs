@@ -150,6 +150,7 @@ fn voted(
         prefill: Duration::ZERO,
         reasoning: Duration::ZERO,
         answer: Duration::ZERO,
+        decoding_steps: Vec::new(),
         states: states
             .into_iter()
             .map(|states| picked(states, &winners))
@@ -204,7 +205,7 @@ impl Ask<'_> {
         let positions: Vec<i32> = rows.iter().map(at).collect();
         let states = picked(states, &rows);
         let backbone = &self.model.backbone;
-        let found = answers(backbone, &mut fork, states, plan, &positions, self.device);
+        let (found, _) = answers(backbone, &mut fork, states, plan, &positions, self.device);
         let whole = |row: &DecodedRow| DecodedRow {
             tokens: [plan.answer_start, &row.tokens].concat(),
             stopped: row.stopped,

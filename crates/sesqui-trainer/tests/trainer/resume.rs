@@ -137,6 +137,19 @@ fn with_a_frozen_part() {
     assert!(difference(&before[frozen..], &after[frozen..]) > 1e-3);
 }
 
+/// Resumed in the middle, and just where the moments are dropped, with a checkpoint there or before.
+#[test]
+fn with_an_optimizer_that_forgets() {
+    let setup = Setup {
+        resets: |step| step == 4 || step == 7,
+        ..Setup::new()
+    };
+    for step in [3, 4, 5, 7, 8] {
+        check(&setup, &[Stopper::InBatch(step)]);
+    }
+    check(&setup, &[Stopper::InBatch(4), Stopper::InBatch(7)]);
+}
+
 #[test]
 fn with_the_memory_of_early_stopping() {
     let mut setup = Setup::new();

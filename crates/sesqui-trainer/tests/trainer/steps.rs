@@ -45,13 +45,20 @@ fn gradient(weights: &[f64], batch: &Rows) -> (f64, Vec<f64>) {
     (loss, gradient)
 }
 
-/// AdamW as Loshchilov and Hutter (arXiv 1711.05101) write it, after clipping by the whole norm.
-fn reference(config: &TrainingConfig, start: &[f32], rates: &[f64]) -> Reference {
+/// AdamW as Loshchilov and Hutter (arXiv 1711.05101) write it, after clipping by the whole norm, begun anew
+/// before every step that `resets`.
+fn reference(
+    config: &TrainingConfig,
+    resets: fn(u64) -> bool,
+    start: &[f32],
+    rates: &[f64],
+) -> Reference {
     let (beta_1, beta_2) = (f64::from(config.beta_1), f64::from(config.beta_2));
     let (epsilon, decay) = (f64::from(config.epsilon), f64::from(config.weight_decay));
     let mut weights: Vec<f64> = start.iter().map(|&weight| weight.into()).collect();
     let (mut first, mut second) = (vec![0.0; weights.len()], vec![0.0; weights.len()]);
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
+    let mut time = 0;
     for (step, rate) in rates.iter().enumerate() {
         let begin = step as u64 * config.accumulation;
         let batch = Rows::joined(begin..begin + config.accumulation);
@@ -62,7 +69,12 @@ fn reference(config: &TrainingConfig, start: &[f32], rates: &[f64]) -> Reference
                 .iter_mut()
                 .for_each(|part| *part *= config.clip_norm / norm);
         }
-        let time = step as i32 + 1;
+        if resets(step as u64) {
+            first.fill(0.0);
+            second.fill(0.0);
+            time = 0;
+        }
+        time += 1;
         for index in 0..weights.len() {
             let part = gradient[index];
             first[index] = beta_1 * first[index] + (1.0 - beta_1) * part;
@@ -86,7 +98,8 @@ fn reference(config: &TrainingConfig, start: &[f32], rates: &[f64]) -> Reference
 fn check(setup: &Setup, rates: &[f64], what: &str) {
     let folder = tempfile::tempdir().unwrap();
     let outcome = setup.run(folder.path()).unwrap();
-    let expected = reference(&setup.config, &setup.model().values(), rates);
+    let start = setup.model().values();
+    let expected = reference(&setup.config, setup.resets, &start, rates);
     let rows = rows_of(folder.path(), "train");
     let column = |pick: fn(&sesqui_run::MetricRow) -> Option<f64>| -> Vec<f64> {
         rows.iter().map(|row| pick(row).unwrap()).collect()
@@ -130,6 +143,30 @@ fn three_steps_of_adamw_with_weight_decay() {
     check(&setup, &[0.05; 3], "no decay");
     setup.config.accumulation = 3;
     check(&setup, &[0.05; 3], "accumulated");
+}
+
+#[test]
+fn an_optimizer_that_forgets_begins_anew() {
+    let kept = three_steps();
+    let forgotten = |resets| Setup {
+        resets,
+        ..kept.clone()
+    };
+    check(
+        &forgotten(|step| step == 1),
+        &[0.05; 3],
+        "before the second",
+    );
+    check(&forgotten(|step| step == 2), &[0.05; 3], "before the third");
+    check(&forgotten(|_| true), &[0.05; 3], "always");
+    let weights = |setup: &Setup| {
+        let outcome = setup.run(tempfile::tempdir().unwrap().path()).unwrap();
+        outcome.model.values()
+    };
+    let moved = difference(&weights(&kept), &weights(&forgotten(|step| step == 2)));
+    assert!(moved > 100.0 * CLOSE, "{moved:e}");
+    // There is nothing to forget before the first.
+    assert_eq!(weights(&kept), weights(&forgotten(|step| step == 0)));
 }
 
 #[test]

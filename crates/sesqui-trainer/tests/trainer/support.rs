@@ -221,6 +221,8 @@ pub struct Setup {
     pub joined: u64,
     pub flaw: Flaw,
     pub stopper: Stopper,
+    /// Whether the optimizer forgets before a step.
+    pub resets: fn(u64) -> bool,
     /// Validation accuracy after a step.
     pub accuracy: fn(u64) -> Option<f64>,
 }
@@ -251,6 +253,7 @@ impl Setup {
             joined: 1,
             flaw: Flaw::None,
             stopper: Stopper::Nobody,
+            resets: |_| false,
             accuracy: |step| Some(0.01 * step as f64),
         }
     }
@@ -342,6 +345,7 @@ impl Setup {
             seed: self.seed,
             devices: &vec![tracked(); self.workers],
             batches: &batches,
+            resets: &self.resets,
             checkpoints: &self.checkpoints(folder),
             renderer,
             metrics: &mut metrics,

@@ -17,7 +17,6 @@ use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
 use sesqui::output::say;
 use sesqui::preparation::{Preparation, check_arguments};
-use sesqui::reasoning::NO_LATENT_STEPS;
 use sesqui::refinement::Variant;
 use sesqui::screen::spinner;
 use sesqui::stage::checkpoint_name;
@@ -68,7 +67,7 @@ struct Arguments {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     exit_threshold: Vec<f64>,
 
-    /// Numbers of latent steps; several make a grid [default: as trained]
+    /// Numbers of latent steps, 0 for none; several make a grid [default: as trained]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     latent_steps: Vec<usize>,
 
@@ -181,14 +180,16 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
         let refinements = Preparation::new(&workbench, &experiment, &device)
             .plain_and(&variants, &model, opened)?;
         let asked = halting::all(&arguments.halt, &experiment.reasoning)?;
-        let halts = halting::beside(&asked, &model);
+        let halts = halting::beside(&asked, &model, &experiment.reasoning);
         let vocabulary = model.backbone().vocabulary();
         halting::check(&halts, vocabulary, !variants.is_empty())?;
-        if let (Trained::Latent(_), true) = (&model, halts.len() < asked.len()) {
-            let stage = &opened.state.stage;
-            say(format!(
-                "{stage} has no head: --halt learned is left out there"
-            ))?;
+        if let Trained::Latent(latent) = &model {
+            let unsuited = |halt| halting::unsuited(halt, latent, &experiment.reasoning);
+            let mut reasons: Vec<String> = asked.iter().filter_map(unsuited).collect();
+            reasons.dedup();
+            for reason in reasons {
+                say(format!("{} {reason}", opened.state.stage))?;
+            }
         }
         let folder = arguments
             .out
@@ -359,8 +360,12 @@ fn sweep(arguments: &Arguments) -> Result<Sweep> {
         let reason = format!("--exit-threshold {value}: not in [0, 1]; 1 runs every layer");
         return Err(Misuse(reason).into());
     }
-    if arguments.latent_steps.contains(&0) {
-        return Err(Misuse(NO_LATENT_STEPS.to_owned()).into());
+    if arguments.latent_steps.iter().all(|&steps| steps == 0)
+        && !(arguments.latent_steps.is_empty() || arguments.halt.is_empty())
+    {
+        let reason =
+            "--latent-steps 0: there is no latent step for --halt to stop before; leave one out";
+        return Err(Misuse(reason.to_owned()).into());
     }
     Ok(Sweep {
         exit_thresholds: arguments.exit_threshold.clone(),

@@ -14,7 +14,7 @@ use sesqui::misuse::{Misuse, report};
 use sesqui::opened::Opened;
 use sesqui::output::say;
 use sesqui::preparation::{Preparation, Prepared, check_arguments};
-use sesqui::reasoning::{NO_LATENT_STEPS, ReasoningConfig};
+use sesqui::reasoning::{LatentSteps, ReasoningConfig};
 use sesqui::refinement::Variant;
 use sesqui::screen::spinner;
 use sesqui::trained::{Latent, Trained};
@@ -65,7 +65,7 @@ struct Arguments {
     #[arg(long, value_name = "X")]
     exit_threshold: Option<f64>,
 
-    /// Latent steps [default: as trained]
+    /// Latent steps, 0 for none [default: as trained]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     latent_steps: Option<u32>,
 
@@ -95,9 +95,10 @@ impl Arguments {
     /// The thresholds of latent reasoning: those of the run, but for what was asked.
     fn reasoning(&self, base: &ReasoningConfig) -> Result<ReasoningConfig> {
         let reasoning = ReasoningConfig {
-            latent_steps: self
-                .latent_steps
-                .map_or(base.latent_steps, |steps| steps as usize),
+            latent_steps: match self.latent_steps {
+                Some(steps) => LatentSteps::Exactly(steps as usize),
+                None => base.latent_steps,
+            },
             exit_threshold: self.exit_threshold.unwrap_or(base.exit_threshold),
             ..base.clone()
         };
@@ -136,9 +137,6 @@ fn generate(arguments: &Arguments) -> Result<()> {
         .is_some_and(|question| question.trim().is_empty())
     {
         return Err(Misuse("--question is empty; write what the model is to answer".into()).into());
-    }
-    if arguments.latent_steps == Some(0) {
-        return Err(Misuse(NO_LATENT_STEPS.to_owned()).into());
     }
     let opened = reopened::open(&arguments.path, arguments.stage.as_deref())?;
     if let Some(flag) = arguments.latent_flag() {
@@ -224,7 +222,13 @@ fn answer(
         latent.refined = Some(prepare(arguments, opened, device, variant, latent)?);
     }
     let asked = halting::all(arguments.halt.as_slice(), &reasoning)?;
-    let halts = halting::beside(&asked, &model);
+    let halts = halting::beside(&asked, &model, &reasoning);
+    if let (Trained::Latent(latent), Some(halt)) = (&model, asked.first())
+        && arguments.halt.is_some()
+        && let Some(reason) = halting::unsuited(halt, latent, &reasoning)
+    {
+        return Err(Misuse(format!("{} {reason}", opened.state.stage)).into());
+    }
     halting::check(&halts, model.backbone().vocabulary(), !variants.is_empty())?;
     match halts.as_slice() {
         [] => {}

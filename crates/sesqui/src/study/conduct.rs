@@ -21,7 +21,7 @@ use crate::execution::{self, Ending, Execution};
 use crate::experiment::Experiment;
 use crate::misuse::INTERRUPTED;
 use crate::output::say;
-use crate::reasoning::ReasoningConfig;
+use crate::reasoning::{LatentSteps, ReasoningConfig};
 use crate::screen::{RendererChoice, stop_on_ctrl_c};
 use crate::start::check_starts;
 use crate::workbench::{Workbench, data_root};
@@ -306,7 +306,8 @@ fn asked_so(alone: &Experiment, latent_steps: &[usize], workbench: &Workbench) -
     let refines = !alone.reasoning.refine.is_off();
     let halts = halting::all(&[], &alone.reasoning)?;
     halting::check(&halts, workbench.tokenizer.vocab_size(), refines)?;
-    let most = latent_steps.iter().max().copied();
+    let most = latent_steps.iter().max();
+    let most = most.map(|most| LatentSteps::Exactly(*most));
     for latent_steps in [Some(alone.reasoning.latent_steps), most]
         .into_iter()
         .flatten()

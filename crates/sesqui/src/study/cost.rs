@@ -9,7 +9,7 @@ use sesqui_distill::align::Teacher;
 use sesqui_distill::latent::Rollout;
 use sesqui_distill::rollout::exits_drawn;
 use sesqui_distill::shortcut::{ShortcutLoss, StudentInputs, Trains};
-use sesqui_distill::{AlignConfig, LatentBatch, ShortcutStageConfig};
+use sesqui_distill::{AlignConfig, Cuts, LatentBatch, ShortcutStageConfig, ThoughtBatch};
 use sesqui_model::flops::Flops;
 use sesqui_run::rows::read_rows;
 use sesqui_run::{MetricRow, RunPaths};
@@ -166,6 +166,11 @@ fn operations(
         let (batches, _) = workbench.latent_batches(stage, &settings, context, seed, rollout)?;
         total(&batches, steps, parts, of).map(Some)
     };
+    let cut = |cuts: Cuts| -> Result<Option<f64>> {
+        let (batches, _) = workbench.cut_batches(stage, cuts, context, seed)?;
+        let of = |batch: &SequenceBatch| 3.0 * counter.chain(batch, true);
+        total(&batches, steps, parts, &of).map(Some)
+    };
     match &stage.objective {
         Objective::Cot | Objective::NoCot => {
             let (batches, _) = workbench.batches(stage, context, seed)?;
@@ -187,6 +192,16 @@ fn operations(
                 counter.align(&config.align, batch) + counter.shortcut(&config.shortcut, batch)
             })
         }
+        Objective::Curriculum(config) => {
+            let plan = workbench.curriculum(stage, config);
+            if config.thought.feedback().is_none() {
+                return cut(Cuts::Steps(plan));
+            }
+            let (batches, _) = workbench.thought_batches(stage, config, &plan, context, seed)?;
+            let of = |batch: &ThoughtBatch| 3.0 * counter.thoughts(batch);
+            total(&batches, steps, parts, &of).map(Some)
+        }
+        Objective::Icot(config) => cut(Cuts::Tokens(config.plan(workbench.training()))),
         Objective::Halt(_) => Ok(None),
     }
 }
@@ -230,6 +245,12 @@ impl Counter<'_> {
             false => 0.0,
         };
         self.rows(&batch.real, batch.seq) + head
+    }
+
+    /// Question, thoughts and text, each once, the head where the loss is.
+    fn thoughts(&self, batch: &ThoughtBatch) -> f64 {
+        let read = batch.targets.len() as f64;
+        self.rows(&batch.real, batch.seq) + read * self.flops.head()
     }
 
     /// The student on question, latent steps and answer, the head where it is read.

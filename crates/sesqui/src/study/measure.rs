@@ -18,7 +18,7 @@ use crate::experiment::{Experiment, Stage};
 use crate::measure::{Subject, measure};
 use crate::opened::Opened;
 use crate::preparation::Preparation;
-use crate::reasoning::ReasoningConfig;
+use crate::reasoning::{LatentSteps, ReasoningConfig};
 use crate::refinement::Variant;
 use crate::stage::checkpoint_name;
 use crate::trained::Trained;
@@ -97,7 +97,7 @@ pub struct Asking<'a> {
     pub device: &'a Device,
     /// Set when somebody asks to stop.
     pub interrupter: &'a Interrupter,
-    /// Numbers of latent steps; empty for all up to as many as trained.
+    /// Numbers of latent steps; empty for all from 0 up to as many as trained.
     pub latent_steps: &'a [usize],
 }
 
@@ -175,7 +175,7 @@ impl Asking<'_> {
         let reasoning = ReasoningConfig {
             latent_steps: measurement
                 .latent_steps
-                .unwrap_or(shown.reasoning.latent_steps),
+                .map_or(shown.reasoning.latent_steps, LatentSteps::Exactly),
             ..shown.reasoning.clone()
         };
         let subject = Subject {

@@ -201,21 +201,14 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
         "stages.latent.batches.length_exponent: above 16 hardly any but the longest rows are left",
     ),
     (
+        "evaluate",
+        &["DIR", "--latent-steps", "0", "--halt", "entropy=0.1"],
+        "--latent-steps 0: there is no latent step for --halt to stop before; leave one out",
+    ),
+    (
         "train",
         &["--set", "reasoning.exit_threshold=1.5"],
         "reasoning.exit_threshold: 1.5 is not in [0, 1]; 1 runs every layer",
-    ),
-    (
-        "evaluate",
-        &["DIR", "--latent-steps", "1,0"],
-        "--latent-steps 0: a latent model takes at least one latent step; leave the flag out for as many \
-         as trained",
-    ),
-    (
-        "generate",
-        &["DIR", "--question", "?", "--latent-steps", "0"],
-        "--latent-steps 0: a latent model takes at least one latent step; leave the flag out for as many \
-         as trained",
     ),
     (
         "train",

@@ -58,6 +58,25 @@ training = { steps = 20, accumulation = 2, validate_every = 8, checkpoints = { e
 kind = "joint"
 align = { latents = { positions = { kind = "strided", offset = 5, stride = 7 } } }
 shortcut = { trains = "everything", shortcuts = { adapter = { dropout = 0.1 } } }
+
+[[stages]]
+name = "coconut"
+initialize = { kind = "stage", stage = "cot" }
+batches = { grouping = "by-length" }
+training = { steps = 16, accumulation = 2, validate_every = 6, checkpoints = { every = 3, keep_last = 2 } }
+
+[stages.objective]
+kind = "curriculum"
+schedule = { kind = "staged", first = 0, updates = 3 }
+uniform_probability = 0.3
+positions = { kind = "strided", offset = 5, stride = 7 }
+
+[[stages]]
+name = "icot"
+objective = { kind = "icot", remove_per = 3, updates = 2, removal_smoothing = 1.0 }
+initialize = { kind = "stage", stage = "cot" }
+batches = { grouping = "by-length" }
+training = { steps = 16, accumulation = 2, validate_every = 6, checkpoints = { every = 3, keep_last = 2 } }
 "#;
 
 const KILLS: u64 = 10;
@@ -157,6 +176,8 @@ fn killed_and_interrupted_runs_end_like_uninterrupted_ones() {
         "latent/step-00000040",
         "system15/step-00000030",
         "joint/step-00000020",
+        "coconut/step-00000016",
+        "icot/step-00000016",
     ] {
         for file in ["model.bpk", "optimizer.bpk", "state.json"] {
             let path = Path::new(last).join(file);

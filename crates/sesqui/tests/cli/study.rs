@@ -112,10 +112,10 @@ fn rows(at: &Path) {
     assert_eq!(report["schema"], 1);
     assert_eq!(list(&report, "unfinished").len(), 0);
     let rows = list(&report, "rows");
-    // Three latent methods with 1 to 6 steps, the last as they are asked anyway.
-    assert_eq!(rows.len(), 2 * (5 + 3 * 5));
+    // Three latent methods with 0 to 6 steps, the last as they are asked anyway.
+    assert_eq!(rows.len(), 2 * (5 + 3 * 6));
     let pooled = list(&report, "pooled");
-    assert_eq!(pooled.len(), 5 + 3 * 5);
+    assert_eq!(pooled.len(), 5 + 3 * 6);
     let mut accuracy: BTreeMap<(String, String), Vec<f64>> = BTreeMap::new();
     for row in rows {
         assert_eq!(
@@ -198,7 +198,7 @@ fn written(at: &Path) {
         "```sh\ncargo run --release --bin train -- --smoke",
         "commit",
         "| arith-dag test | `system15` | 1, 2 | 40 | ",
-        "| data | latent steps | 1 | 2 | 3 | 4 | 5 | 6 |",
+        "| data | latent steps | 0 | 1 | 2 | 3 | 4 | 5 | 6 |",
         "Beside `cot` on the same questions",
     ] {
         assert!(text.contains(part), "{part}: {text}");

@@ -39,10 +39,6 @@ const REFUSALS: &[(&[&str], &str)] = &[
         "data_sets: there is nothing to study; add a [[data_sets]] with methods",
     ),
     (
-        &["latent_steps=[2,0]"],
-        "latent_steps: 0: a latent model takes at least 1",
-    ),
-    (
         &["data_sets.arith-dag.methods.latent.stage=latnet"],
         "data_sets.arith-dag.methods.latent\n  because: stage: experiments/arith-dag/default.toml has no \
          stage \"latnet\"; it has no_cot, cot, latent, system15",
