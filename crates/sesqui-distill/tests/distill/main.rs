@@ -5,6 +5,7 @@
     reason = "a test may fail loudly, its helpers too"
 )]
 
+mod adding;
 mod batches;
 mod by_hand;
 mod composition;
