@@ -20,6 +20,8 @@ mod halting;
 mod help;
 #[path = "cli/likelihood.rs"]
 mod likelihood;
+#[path = "cli/refining.rs"]
+mod refining;
 #[path = "cli/refusals.rs"]
 mod refusals;
 #[cfg(unix)]
