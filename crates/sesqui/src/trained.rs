@@ -229,14 +229,13 @@ impl Trained {
         fresh: Transformer,
         device: &Device,
     ) -> Result<Self> {
+        let words = |fresh: Transformer| {
+            let model = load_model(checkpoint, Supervised::new(fresh))?;
+            Ok(Self::tokens(model.backbone))
+        };
         match &stage.objective {
-            objective if !objective.has_latents() => {
-                let model = load_model(checkpoint, Supervised::new(fresh))?;
-                Ok(Self::tokens(model.backbone))
-            }
-            Objective::Cot | Objective::NoCot | Objective::Icot(_) => {
-                unreachable!("have no latents")
-            }
+            Objective::Cot | Objective::NoCot | Objective::Icot(_) => words(fresh),
+            Objective::Curriculum(config) if config.thought.feedback().is_none() => words(fresh),
             Objective::Curriculum(_) => {
                 let updates = load_state(checkpoint)?.step;
                 let settings = LatentSettings::read(checkpoint)?.after(updates);
