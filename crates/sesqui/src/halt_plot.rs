@@ -6,20 +6,11 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::halt_study::HaltRow;
 use crate::halting::family;
+use crate::ink::{INKS, PALE};
 
 /// Pixels of the picture, and of the margins: left, above, right, below.
 const SIZE: (i32, i32) = (860, 540);
 const MARGIN: (i32, i32, i32, i32) = (70, 60, 290, 60);
-/// Of the lines, plain latents first; told apart without colours by their names beside them.
-const INKS: [RGBColor; 7] = [
-    RGBColor(90, 90, 90),
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-];
 
 /// The rows of one study as an SVG document: mean latent steps of a trajectory across, accuracy in percent
 /// upwards, with its 95 % interval. Rows that differ in their number alone are one line, in the order of
@@ -85,18 +76,17 @@ fn draw<'a>(area: &Area<'a>, rows: &[HaltRow], heading: &str) -> Drawn<'a> {
         let height = (share - floor) / (1.0 - floor);
         bottom - (height * f64::from(bottom - top)).round() as i32
     };
-    let pale = RGBColor(225, 225, 225);
     // About eight marks across, whatever the number of steps.
     let every = (most / 8.0).ceil().max(1.0) as usize;
     for step in (0..=most as usize).step_by(every) {
         let at = x(step as f64);
-        area.draw(&PathElement::new([(at, top), (at, bottom)], pale))?;
+        area.draw(&PathElement::new([(at, top), (at, bottom)], PALE))?;
         write(&step.to_string(), 13, HPos::Center, (at, bottom + 16))?;
     }
     for tenth in 0..=5 {
         let share = floor + (1.0 - floor) * f64::from(tenth) / 5.0;
         let at = y(share);
-        area.draw(&PathElement::new([(left, at), (right, at)], pale))?;
+        area.draw(&PathElement::new([(left, at), (right, at)], PALE))?;
         let text = format!("{:.0} %", 100.0 * share);
         write(&text, 13, HPos::Right, (left - 8, at))?;
     }

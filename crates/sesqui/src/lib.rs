@@ -24,6 +24,7 @@ pub mod halt_study;
 pub mod halting;
 pub mod heat_map;
 pub mod importance;
+pub mod ink;
 pub mod label_file;
 pub mod labels;
 pub mod measure;

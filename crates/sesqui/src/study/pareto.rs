@@ -5,23 +5,13 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::report::{PooledRow, Report};
+use crate::ink::{INKS, PALE};
 
 /// Pixels of a panel, one for each test set, and of its margins: left, above, right, below.
 const PANEL: (i32, i32) = (860, 460);
 const MARGIN: (i32, i32, i32, i32) = (70, 60, 250, 60);
 /// Pixels below the panels.
 const FOOT: i32 = 28;
-/// Told apart without colours by their names beside them, and after as many methods by their marks.
-const INKS: [RGBColor; 7] = [
-    RGBColor(90, 90, 90),
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-];
-const PALE: RGBColor = RGBColor(225, 225, 225);
 
 /// What an answer costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
