@@ -188,6 +188,29 @@ fn record(found: &Evaluation, row: &SummaryRow, exits: Option<&Exits>, file: &Pa
     Ok(())
 }
 
+/// What an answer cost, as tables show it: tokens, latent steps, layer calls, FLOPs in all and of reasoning (as
+/// MFLOPs), milliseconds of reasoning and in all.
+pub fn costs(means: [f64; 7]) -> [String; 7] {
+    let [
+        tokens,
+        latent_steps,
+        layer_calls,
+        flops,
+        reason_flops,
+        reason_ms,
+        total_ms,
+    ] = means;
+    [
+        format!("{tokens:.1}"),
+        format!("{latent_steps:.1}"),
+        format!("{layer_calls:.1}"),
+        format!("{:.2}", flops / 1e6),
+        format!("{:.3}", reason_flops / 1e6),
+        format!("{reason_ms:.2}"),
+        format!("{total_ms:.2}"),
+    ]
+}
+
 /// The comparison table, costs as means per question.
 pub fn table(rows: &[SummaryRow]) -> String {
     let mut table = Table::new();
@@ -208,21 +231,24 @@ pub fn table(rows: &[SummaryRow]) -> String {
         "total ms",
     ]);
     for row in rows {
-        table.add_row([
+        let who = [
             row.method.clone(),
             row.dataset.clone(),
             row.split.clone(),
             row.n.to_string(),
             format!("{:.1}", 100.0 * row.accuracy),
             format!("{:.1} – {:.1}", 100.0 * row.ci_low, 100.0 * row.ci_high),
-            format!("{:.1}", row.tokens),
-            format!("{:.1}", row.latent_steps),
-            format!("{:.1}", row.layer_calls),
-            format!("{:.2}", row.flops / 1e6),
-            format!("{:.3}", row.reason_flops / 1e6),
-            format!("{:.2}", row.reason_ms),
-            format!("{:.2}", row.total_ms),
+        ];
+        let costs = costs([
+            row.tokens,
+            row.latent_steps,
+            row.layer_calls,
+            row.flops,
+            row.reason_flops,
+            row.reason_ms,
+            row.total_ms,
         ]);
+        table.add_row(who.into_iter().chain(costs));
     }
     for column in table.column_iter_mut().skip(3) {
         column.set_cell_alignment(CellAlignment::Right);

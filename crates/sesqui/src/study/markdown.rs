@@ -62,7 +62,7 @@ fn results(report: &Report) -> String {
     ];
     let rows = report.methods().map(|row| {
         let seeds: Vec<String> = row.seeds.iter().map(u64::to_string).collect();
-        vec![
+        let who = [
             place(row),
             format!("`{}`", row.method),
             seeds.join(", "),
@@ -74,16 +74,9 @@ fn results(report: &Report) -> String {
                 percent(row.ci_high)
             ),
             format!("{} – {}", percent(row.lowest), percent(row.highest)),
-            format!("{:.1}", row.tokens),
-            format!("{:.1}", row.latent_steps),
-            format!("{:.1}", row.layer_calls),
-            format!("{:.2}", row.flops / 1e6),
-            format!("{:.3}", row.reason_flops / 1e6),
-            format!("{:.2}", row.reason_ms),
-            format!("{:.2}", row.total_ms),
-            training(&row.own),
-            training(&row.with_ancestors),
-        ]
+        ];
+        let trained = [training(&row.own), training(&row.with_ancestors)];
+        who.into_iter().chain(row.costs()).chain(trained).collect()
     });
     table(&header.map(str::to_owned), rows)
 }

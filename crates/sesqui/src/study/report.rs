@@ -12,7 +12,7 @@ use super::cost::{StageCost, TrainingCost};
 use super::measure::{Measurement, Record};
 use super::plan::{Plan, PlannedRun};
 use crate::compare::{Compared, SEED, beside, compare, read_file, shared_questions};
-use crate::measure::Measured;
+use crate::measure::{Measured, costs};
 
 /// `study.json`.
 #[derive(Clone, Debug, Serialize)]
@@ -107,6 +107,21 @@ pub struct PooledRow {
     pub own: TrainingCost,
     /// With that of the stages it goes back to.
     pub with_ancestors: TrainingCost,
+}
+
+impl PooledRow {
+    /// What an answer cost, as tables show it.
+    pub fn costs(&self) -> [String; 7] {
+        costs([
+            self.tokens,
+            self.latent_steps,
+            self.layer_calls,
+            self.flops,
+            self.reason_flops,
+            self.reason_ms,
+            self.total_ms,
+        ])
+    }
 }
 
 /// A row with its answers.

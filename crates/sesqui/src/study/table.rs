@@ -48,7 +48,7 @@ fn results(report: &Report) -> String {
         "total ms",
     ]);
     for row in report.methods() {
-        table.add_row([
+        let who = [
             row.method.clone(),
             place(row),
             row.seeds.len().to_string(),
@@ -56,14 +56,8 @@ fn results(report: &Report) -> String {
             percent(row.accuracy),
             format!("{} – {}", percent(row.ci_low), percent(row.ci_high)),
             format!("{} – {}", percent(row.lowest), percent(row.highest)),
-            format!("{:.1}", row.tokens),
-            format!("{:.1}", row.latent_steps),
-            format!("{:.1}", row.layer_calls),
-            format!("{:.2}", row.flops / 1e6),
-            format!("{:.3}", row.reason_flops / 1e6),
-            format!("{:.2}", row.reason_ms),
-            format!("{:.2}", row.total_ms),
-        ]);
+        ];
+        table.add_row(who.into_iter().chain(row.costs()));
     }
     to_the_right(table, 2)
 }
