@@ -491,8 +491,13 @@ impl LatentBatch {
 
     /// Columns `range` of a row-major `[batch, seq]` list.
     pub fn columns<T: Copy>(&self, list: &[T], range: std::ops::Range<usize>) -> Vec<T> {
-        (0..self.batch)
-            .flat_map(|row| list[row * self.seq..][range.clone()].iter().copied())
-            .collect()
+        columns(list, self.seq, range)
     }
+}
+
+/// Columns `range` of a row-major list with `seq` columns.
+pub(crate) fn columns<T: Copy>(list: &[T], seq: usize, range: std::ops::Range<usize>) -> Vec<T> {
+    list.chunks(seq.max(1))
+        .flat_map(|row| row[range.clone()].iter().copied())
+        .collect()
 }

@@ -6,6 +6,8 @@ use sesqui_dataset::DatasetError;
 use sesqui_dataset::encode::{EncodedProblem, PositionLayout, Supervision};
 use sesqui_model::latent::SlotPositions;
 
+use crate::latent::columns;
+
 /// What a stage makes of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replaced {
@@ -198,8 +200,6 @@ impl ThoughtBatch {
 
     /// Columns `range` of a row-major `[batch, seq]` list.
     pub fn columns<T: Copy>(&self, list: &[T], range: Range<usize>) -> Vec<T> {
-        (0..self.batch)
-            .flat_map(|row| list[row * self.seq..][range.clone()].iter().copied())
-            .collect()
+        columns(list, self.seq, range)
     }
 }
