@@ -1,7 +1,7 @@
 //! Inference.
 //!
-//! In here: prompts, prefill, batched greedy decoding and latent reasoning over the key/value cache,
-//! refinement of latents by frozen models, stopping before the last step, with counts of what was run and
+//! In here: prompts, prefill, batched greedy decoding and latent reasoning over the key/value cache, one step
+//! after another or all at once, refinement of latents by frozen models, stopping before the last step, with counts of what was run and
 //! when.
 //!
 //! Must never be in here: training, a data set, scoring.
@@ -9,6 +9,7 @@
 pub mod decode;
 pub mod halt;
 pub mod latent;
+mod parallel;
 pub mod prompt;
 pub mod refine;
 

@@ -51,6 +51,12 @@ pub enum PromptError {
     /// Early stopping without what its configuration needs, or with a number out of range.
     #[error("halting: {0}")]
     Halting(String),
+    /// Latent steps all at once where something has to happen between them.
+    #[error(
+        "latent steps are to be computed all at once, which takes a model that feeds back its newest \
+         states, all layers, no refinement and no halting"
+    )]
+    Order,
     /// A token or position that the model has no row for.
     #[error("{what} {value} of row {row} is outside 0..{limit}")]
     Range {

@@ -24,3 +24,4 @@ mod resume;
 mod rollouts;
 mod stage2;
 mod support;
+mod teaching;

@@ -7,10 +7,10 @@ use burn::tensor::Tensor;
 use burn::train::TrainStep;
 use sesqui_dataset::encode::{EncodedProblem, PositionLayout};
 use sesqui_distill::curriculum::{Replaced, Thought, thought_pass};
-use sesqui_distill::{Curriculum, ThoughtBatch, ThoughtProblem};
+use sesqui_distill::{Curriculum, CurriculumConfig, ThoughtBatch, ThoughtProblem};
 use sesqui_eval::{LatentMethod, Method};
 use sesqui_model::flops::Flops;
-use sesqui_model::latent::{Continuation, SlotPositions};
+use sesqui_model::latent::{Continuation, LatentOrder, SlotPositions};
 use sesqui_model::{Family, LatentTransformer, ModelConfig, Transformer};
 use sesqui_reason::{Decoding, HaltConfig};
 use sesqui_shortcut::{EntryPosition, ExitRule, KeyValueRule, Landing};
@@ -50,8 +50,11 @@ fn trained(exercises: &Exercises, family: Family, thought: Thought) -> LatentTra
     let vocabulary = exercises.tokenizer.vocab_size();
     let backbone = Transformer::new(&config, vocabulary, 3, &device).unwrap();
     let feedback = thought.feedback().unwrap();
-    let student = LatentTransformer::new(backbone, &feedback, &device);
-    let (mut model, mut optimizer) = (Curriculum::new(student), AdamWConfig::new().init());
+    let student = LatentTransformer::new(backbone, &feedback, 0, &device);
+    let (mut model, mut optimizer) = (
+        Curriculum::new(student, &CurriculumConfig::default()),
+        AdamWConfig::new().init(),
+    );
     let problems = problems(&exercises.encoded);
     let pad = exercises.tokenizer.pad_id();
     for update in 0..25 {
@@ -78,6 +81,7 @@ fn method<'a>(
         model,
         device,
         latent_steps,
+        order: LatentOrder::Sequential,
         trained_latents: 0,
         positions: STRIDED,
         rule: ExitRule::Full,
@@ -97,7 +101,7 @@ fn method<'a>(
 
 /// The likeliest token at every cell where a token of the text is due, over one pass of the whole row.
 fn likeliest(model: &LatentTransformer, batch: &ThoughtBatch) -> Vec<i32> {
-    let hidden = thought_pass(model, batch);
+    let hidden = thought_pass(model, batch, LatentOrder::Sequential).hidden;
     let [rows, seq, d_model] = hidden.dims();
     let backbone = &model.backbone;
     let logits = values(backbone.head(backbone.final_norm(hidden)));
