@@ -148,21 +148,16 @@ fn states_before_the_answer_are_compared_in_every_layer() {
                 cells.iter().flat_map(cell).collect()
             };
             let mut sum = 0.0;
-            for layer in 0..LAYERS {
+            for (layer, (own, taught)) in states.text.iter().zip(&chain).enumerate() {
                 let last = layer + 1 == LAYERS;
                 let normed = |hidden: &Tensor<3>| match last {
                     true => backbone.final_norm(hidden.clone()),
                     false => hidden.clone(),
                 };
                 let after = batch.first_slot + batch.slots;
-                let found = at(
-                    &normed(&states.text[layer]),
-                    &batch.answer_cells,
-                    after,
-                    batch.seq,
-                );
+                let found = at(&normed(own), &batch.answer_cells, after, batch.seq);
                 let cells = &batch.chain_answer_cells;
-                let wanted = at(&normed(&chain[layer]), cells, 0, batch.chain.seq);
+                let wanted = at(&normed(taught), cells, 0, batch.chain.seq);
                 sum += distance(&found, &wanted, scale);
             }
             let expected = sum / LAYERS as f64;

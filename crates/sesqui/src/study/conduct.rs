@@ -11,10 +11,12 @@ use sesqui_eval::EvaluationConfig;
 use sesqui_run::directory::run_name;
 use sesqui_run::{DirectoryError, RunDirectory, StudyDirectory, atomic_write};
 
+use super::cost::planned;
 use super::measure::{Asking, Record};
 use super::pareto::{self, Cost};
 use super::plan::{Adjustments, Plan, PlannedRun};
 use super::report::Report;
+use super::table::large;
 use super::{Study, markdown, table};
 use crate::cli::{ConfigArguments, PlaceArguments};
 use crate::execution::{self, Ending, Execution};
@@ -22,7 +24,7 @@ use crate::experiment::Experiment;
 use crate::misuse::INTERRUPTED;
 use crate::output::say;
 use crate::reasoning::{LatentSteps, ReasoningConfig};
-use crate::screen::{RendererChoice, stop_on_ctrl_c};
+use crate::screen::{RendererChoice, spinner, stop_on_ctrl_c};
 use crate::start::check_starts;
 use crate::workbench::{Workbench, data_root};
 use crate::{halting, preparation, provenance};
@@ -281,8 +283,12 @@ fn checked(run: &PlannedRun, study: &Study, asked: &Conduct<'_>) -> Result<Strin
                 .with_context(|| format!("method {}", shown.method))?;
         }
         let corpus = &workbench.corpus;
+        let training = match asked.dry_run {
+            true => format!("\n{}", training(experiment, &workbench)?),
+            false => String::new(),
+        };
         Ok(format!(
-            "{}: {}, {} train, {} validation, {}",
+            "{}: {}, {} train, {} validation, {}{training}",
             run.name,
             corpus.name,
             corpus.train.len(),
@@ -296,6 +302,25 @@ fn checked(run: &PlannedRun, study: &Study, asked: &Conduct<'_>) -> Result<Strin
         ))
     };
     check().with_context(|| format!("run {}", run.name))
+}
+
+/// As text: the operations that training takes, for each stage and in all.
+fn training(experiment: &Experiment, workbench: &Workbench) -> Result<String> {
+    let waiting = spinner("counting operations");
+    let planned = planned(experiment, workbench);
+    waiting.finish_and_clear();
+    let planned = planned?;
+    let stages = planned.iter().map(|(stage, flops)| match flops {
+        Some(flops) => format!("{stage} {}", large(*flops)),
+        None => format!("{stage} not counted"),
+    });
+    let stages: Vec<String> = stages.collect();
+    let all: f64 = planned.iter().filter_map(|(_, flops)| *flops).sum();
+    Ok(format!(
+        "  FLOPs of training, evaluations not counted: {}; in all {}",
+        stages.join(", "),
+        large(all)
+    ))
 }
 
 /// Whether a method, which is all of `alone`, can be asked under its own `[reasoning]` and with every number of

@@ -124,6 +124,26 @@ pub fn stage_costs(
         .collect())
 }
 
+/// Operations that training each stage will take, if it trains to the end.
+///
+/// # Errors
+///
+/// When data does not fit, or a start cannot be read.
+pub fn planned(
+    experiment: &Experiment,
+    workbench: &Workbench,
+) -> Result<Vec<(String, Option<f64>)>> {
+    experiment
+        .stages
+        .iter()
+        .map(|stage| {
+            let steps = stage.training.steps;
+            let flops = operations(experiment, workbench, stage, steps)?;
+            Ok((stage.name.clone(), flops))
+        })
+        .collect()
+}
+
 /// Steps, tokens and seconds as the rows of `metrics.jsonl` have them. The clock of a row starts anew where
 /// training is gone on with; the tokens of a step over its tokens per second are its time wherever it ran.
 fn taken(stage: &str, rows: &[MetricRow]) -> TrainingCost {
