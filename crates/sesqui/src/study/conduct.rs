@@ -9,7 +9,7 @@ use burn::train::Interrupter;
 use jiff::Timestamp;
 use sesqui_eval::EvaluationConfig;
 use sesqui_run::directory::run_name;
-use sesqui_run::{DirectoryError, RunDirectory, StudyDirectory, atomic_write};
+use sesqui_run::{DirectoryError, RunDirectory, StudyDirectory, Summary, atomic_write};
 
 use super::cost::planned;
 use super::measure::{Asking, Record};
@@ -86,7 +86,7 @@ pub fn conduct(asked: &Conduct<'_>) -> Result<ExitCode> {
     let mut data = Vec::new();
     // One seed stands for all: they differ in what is drawn, not in what is set.
     for run in plan.of_first_seed() {
-        if asked.dry_run || Record::read(&there.run(&run.name)?)?.is_none() {
+        if asked.dry_run || Record::read(&there.run(&run.name)?, &run.methods)?.is_none() {
             data.push(checked(run, &study.value, asked)?);
         }
     }
@@ -101,6 +101,12 @@ pub fn conduct(asked: &Conduct<'_>) -> Result<ExitCode> {
     }
     let configurations = plan.configurations();
     let directory = StudyDirectory::open_or_create(&folder, &study.text, &configurations)?;
+    if !directory.grown().is_empty() {
+        say(format!(
+            "the study grows by {}",
+            directory.grown().join(", ")
+        ))?;
+    }
 
     let interrupter = Interrupter::new();
     stop_on_ctrl_c(&interrupter)?;
@@ -158,6 +164,20 @@ pub fn conduct(asked: &Conduct<'_>) -> Result<ExitCode> {
     }
 }
 
+/// Whether all stages of the configuration with this `hash` are trained and measured in `run`, which may have
+/// had fewer when it was.
+fn is_measured(run: &RunDirectory, hash: &str) -> Result<bool> {
+    let path = run.summary();
+    if !path.is_file() {
+        return Ok(false);
+    }
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let summary: Summary =
+        serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    Ok(summary.config_hash == hash)
+}
+
 /// A study that this process works on.
 struct AtWork<'a> {
     asked: &'a Conduct<'a>,
@@ -173,7 +193,7 @@ impl AtWork<'_> {
     /// Brings one run to its end, unless it is there or another process does so.
     fn take(&self, run: &PlannedRun) -> Result<Left> {
         let paths = self.directory.run(&run.name)?;
-        if Record::read(&paths)?.is_some() {
+        if Record::read(&paths, &run.methods)?.is_some() {
             return Ok(Left::Before);
         }
         if self.interrupter.should_stop() {
@@ -186,13 +206,13 @@ impl AtWork<'_> {
             Err(error) => return Err(error.into()),
         };
         // Another process may have finished it before it let go of the lock.
-        if Record::read(&paths)?.is_some() {
+        if Record::read(&paths, &run.methods)?.is_some() {
             return Ok(Left::Before);
         }
         say(format!("\n{}", run.name))?;
         let experiment = &run.resolved.value;
         let workbench = execution::prepare(experiment, &self.data_root())?;
-        if !held.summary().is_file() {
+        if !is_measured(&held, &run.resolved.hash)? {
             let execution = Execution {
                 resolved: &run.resolved,
                 variant: self.variant,
