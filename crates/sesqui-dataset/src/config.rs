@@ -366,7 +366,10 @@ impl DatasetConfig {
                 config.tests.iter_mut().for_each(|test| match test {
                     PerturbedTest::PerturbedSeen { rows }
                     | PerturbedTest::PerturbedHeldout { rows } => divide(rows),
-                    PerturbedTest::Gsm8kTest { most_rows } => limit(most_rows),
+                    PerturbedTest::Gsm8kTest { most_rows }
+                    | PerturbedTest::GsmHard { most_rows }
+                    | PerturbedTest::Svamp { most_rows }
+                    | PerturbedTest::Multiarith { most_rows } => limit(most_rows),
                 });
             }
             Self::Multiplication(config) => {

@@ -306,12 +306,24 @@ fn seen_templates_have_new_numbers() {
         validation_rows = 80
         validation = 'seen-templates'
         tests = [{ kind = 'perturbed-seen', rows = 160 }, { kind = 'perturbed-heldout', rows = 40 },
-            { kind = 'gsm8k-test', most_rows = 40 }]";
+            { kind = 'gsm8k-test', most_rows = 40 }, { kind = 'gsm-hard', most_rows = 7 },
+            { kind = 'svamp' }, { kind = 'multiarith', most_rows = 5 }]";
     let config: DatasetConfig = toml::from_str(text).unwrap();
     let mut corpus = config.load(Some(&root), 1, BadRows::Fail).unwrap();
     assert!(corpus.skipped.is_empty());
     let names: Vec<&str> = corpus.tests.iter().map(|test| &*test.name).collect();
-    assert_eq!(names, ["perturbed-seen", "perturbed-heldout", "gsm8k-test"]);
+    let published = ["gsm8k-test", "gsm-hard", "svamp", "multiarith"];
+    assert_eq!(
+        names,
+        [&["perturbed-seen", "perturbed-heldout"], &published[..]].concat()
+    );
+    let rows: Vec<usize> = corpus
+        .tests
+        .iter()
+        .map(|test| test.problems.len())
+        .collect();
+    assert_eq!(rows[2..], [40, 7, 1_000, 5]);
+    corpus.tests.truncate(3);
 
     // The same 16 texts in training, validation and the seen test, evenly, and none of them held out.
     let count = |problems: &[Problem]| {

@@ -228,6 +228,10 @@ fn gsm8k_perturbed(
     let mut train = trained.draw(Part::Train.name(), first_rows)?;
     trained.keep_used();
     let mut tests = Vec::with_capacity(config.tests.len());
+    let mut published = |name: &str, file: &str, most_rows: Option<usize>| {
+        files.most_rows = most_rows;
+        files.read(file).map(|rows| (name.to_owned(), rows))
+    };
     for test in &config.tests {
         tests.push(match *test {
             PerturbedTest::PerturbedSeen { rows } => {
@@ -238,8 +242,17 @@ fn gsm8k_perturbed(
                 perturb::generate(&templates, Part::Test, rows, seed)?,
             ),
             PerturbedTest::Gsm8kTest { most_rows } => {
-                files.most_rows = most_rows;
-                ("gsm8k-test".to_owned(), files.read("gsm8k-aug/test.txt")?)
+                published("gsm8k-test", "gsm8k-aug/test.txt", most_rows)?
+            }
+            PerturbedTest::GsmHard { most_rows } => {
+                published("gsm-hard", "gsm-hard/gsmhardv2.jsonl", most_rows)?
+            }
+            PerturbedTest::Svamp { most_rows } => {
+                published("svamp", "math-word-problems/svamp.jsonl", most_rows)?
+            }
+            PerturbedTest::Multiarith { most_rows } => {
+                let file = "math-word-problems/mawpsmultiarith.jsonl";
+                published("multiarith", file, most_rows)?
             }
         });
     }

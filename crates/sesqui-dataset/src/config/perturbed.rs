@@ -84,7 +84,11 @@ impl Gsm8kPerturbed {
     pub fn trained_rows(&self) -> usize {
         let tests = self.tests.iter().map(|test| match test {
             PerturbedTest::PerturbedSeen { rows } => *rows,
-            PerturbedTest::PerturbedHeldout { .. } | PerturbedTest::Gsm8kTest { .. } => 0,
+            PerturbedTest::PerturbedHeldout { .. }
+            | PerturbedTest::Gsm8kTest { .. }
+            | PerturbedTest::GsmHard { .. }
+            | PerturbedTest::Svamp { .. }
+            | PerturbedTest::Multiarith { .. } => 0,
         });
         let validation = match self.validation {
             PerturbedValidation::SeenTemplates => self.validation_rows,
@@ -136,6 +140,24 @@ pub enum PerturbedTest {
     /// The published GSM8K test set with equations only as steps, whatever the bounds.
     Gsm8kTest {
         /// Most rows, the first ones; all 1,319 where absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        most_rows: Option<usize>,
+    },
+    /// GSM-Hard: the questions of that test set with larger numbers. Without steps, like the two below.
+    GsmHard {
+        /// Most rows, the first ones; all 1,319 where absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        most_rows: Option<usize>,
+    },
+    /// SVAMP: one-step problems in several wordings.
+    Svamp {
+        /// Most rows, the first ones; all 1,000 where absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        most_rows: Option<usize>,
+    },
+    /// The MultiArith subset of MAWPS: problems of several operations.
+    Multiarith {
+        /// Most rows, the first ones; all 600 where absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         most_rows: Option<usize>,
     },
