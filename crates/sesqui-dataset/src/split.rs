@@ -63,9 +63,10 @@ impl Part {
     }
 }
 
-/// Proves that no question of one split of the corpus occurs in another.
+/// Proves that no question of training or validation occurs in another split of the corpus.
 ///
-/// Test sets may not overlap each other either. A question that repeats within its split is fine.
+/// Test sets may share questions, as published ones do: GSM-Hard has some of GSM8K's as they are. A question that
+/// repeats within its split is fine.
 ///
 /// # Errors
 /// [`DatasetError::Config`] naming the first question that is in two splits, and where.
@@ -78,6 +79,8 @@ pub fn assert_disjoint(corpus: &Corpus) -> Result<(), DatasetError> {
             .iter()
             .map(|test| (test.name.as_str(), test.problems.as_slice())),
     );
+    // Where they begin.
+    const TESTS: usize = 2;
     let mut entries: Vec<(u64, usize, usize)> = Vec::new();
     for (split, (_, problems)) in splits.iter().enumerate() {
         entries.extend(
@@ -93,6 +96,7 @@ pub fn assert_disjoint(corpus: &Corpus) -> Result<(), DatasetError> {
         if let [(hash, split, row), (other_hash, other_split, other_row)] = *pair
             && hash == other_hash
             && split != other_split
+            && split < TESTS
         {
             let (name, problems) = splits[split];
             let (other_name, other_problems) = splits[other_split];
@@ -194,7 +198,8 @@ mod tests {
             skipped: Vec::new(),
             sources: Vec::new(),
         };
-        assert!(assert_disjoint(&corpus(&["a", "a"], &["b"], [&["c"], &["d"]])).is_ok());
+        // Two test sets may ask the same.
+        assert!(assert_disjoint(&corpus(&["a", "a"], &["b"], [&["c"], &["d", "c"]])).is_ok());
         let cases: [(Corpus, [&str; 2]); 3] = [
             (
                 corpus(&["a", "a"], &["b"], [&["c"], &["A "]]),
@@ -204,7 +209,10 @@ mod tests {
                 corpus(&["a"], &["b"], [&["b"], &[]]),
                 ["(validation)", "(test)"],
             ),
-            (corpus(&["a"], &[], [&["c"], &["c"]]), ["(test)", "(other)"]),
+            (
+                corpus(&["a", "c"], &[], [&["c"], &["c"]]),
+                ["(train)", "(test)"],
+            ),
         ];
         for (corpus, names) in cases {
             let message = assert_disjoint(&corpus).unwrap_err().to_string();
