@@ -51,6 +51,9 @@ pub enum PromptError {
     /// Early stopping without what its configuration needs, or with a number out of range.
     #[error("halting: {0}")]
     Halting(String),
+    /// An exit of tokens with a number out of range.
+    #[error("token exit: {0}")]
+    TokenExit(String),
     /// A token or position that the model has no row for.
     #[error("{what} {value} of row {row} is outside 0..{limit}")]
     Range {
