@@ -26,7 +26,7 @@ pub struct EarlyExitConfig {
     /// In which updates a layer below the last has its loss.
     pub curriculum: ExitCurriculum,
     /// The greatest probability with which a row skips a layer, that of the last; below it
-    /// `exp(l ln 2 / (L - 1)) - 1` of it for layer `l` of `L` (LayerSkip, section 4.1). Validation skips none.
+    /// `exp(l ln 2 / (L - 1)) - 1` of it for layer `l` of `L` (LayerSkip, section 4.1.1). Validation skips none.
     pub layer_dropout: f64,
 }
 
@@ -39,8 +39,8 @@ pub enum ExitWeights {
         /// Of all layers below the last together.
         below: f64,
     },
-    /// LayerSkip, section 4.2: `scale (0 + 1 + … + l)` for layer `l`, and for the last `L - 1` more than
-    /// the layer before it; divided by the sum over the layers that have a loss in the update.
+    /// LayerSkip, section 4.1.2: `scale (0 + 1 + … + l)` for layer `l`, and for the last `L - 1` more than
+    /// the layer before it; nothing for the first; divided by the sum over the layers that have a loss in the update.
     LayerSkip {
         /// How much layers below the last count.
         scale: f64,

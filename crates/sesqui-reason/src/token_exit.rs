@@ -28,8 +28,7 @@ pub enum TokenExit {
         /// The last layer that runs.
         layer: usize,
     },
-    /// After the first layer whose likeliest token is likely enough (LITE, section 3.3; CALM, arXiv
-    /// 2207.07061). Layers above get keys and values of the state with which the token left.
+    /// After the first layer whose likeliest token is likely enough (CALM, arXiv 2207.07061; LITE). Layers above get keys and values of the state with which the token left.
     Confidence {
         /// A token leaves where the probability of the likeliest exceeds this; 1 is never exceeded.
         threshold: f64,

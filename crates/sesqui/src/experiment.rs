@@ -317,12 +317,15 @@ impl Experiment {
         if let LabelsConfig::File { .. } = self.labels {
             self.labels = LabelsConfig::Symbolic;
         }
-        let adapters_stand_in = self.stages.iter().any(|stage| {
+        // An adapter that stands in for a layer needs one below it and one above; so does a layer with a loss of
+        // its own, where the first layer's may weigh nothing.
+        let needs_a_middle = self.stages.iter().any(|stage| {
             let shortcut = stage.objective.shortcut();
-            shortcut.is_some_and(|(_, config)| config.landing == Landing::NextBoundary)
+            let stands_in =
+                shortcut.is_some_and(|(_, config)| config.landing == Landing::NextBoundary);
+            stands_in || matches!(stage.objective, Objective::EarlyExit(_))
         });
-        // An adapter that stands in for a layer needs one below it and one above.
-        let layers = if adapters_stand_in { 3 } else { 2 };
+        let layers = if needs_a_middle { 3 } else { 2 };
         self.model.layers = self.model.layers.min(layers);
         self.reasoning.token_exit = self.reasoning.token_exit.within(self.model.layers);
         self.model.d_model = self.model.heads * (self.model.d_model / self.model.heads).min(8);

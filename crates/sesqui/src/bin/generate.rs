@@ -122,6 +122,7 @@ Examples:
   generate runs/first --stage system15 --exit-threshold 0.5 --split test --index 17
   generate runs/first --stage latent --refine contrastive=0.03 --split test --index 17
   generate runs/first --stage latent --halt entropy=0.1 --split test --index 17
+  generate runs/lite --stage lite --token-exit confidence=0.9 --split test --index 17
 Exit codes: 0 done, 1 failed, 2 wrong use.";
 
 fn main() -> ExitCode {
@@ -149,6 +150,7 @@ fn generate(arguments: &Arguments) -> Result<()> {
     }
     check_arguments(arguments.refine.as_slice(), std::slice::from_ref(&opened))?;
     let models = std::slice::from_ref(&opened);
+    token_exit::check_arguments(arguments.token_exit.as_slice(), models)?;
     halting::check_arguments(
         arguments.halt.as_slice(),
         models,
