@@ -273,10 +273,15 @@ fn self_speculation_says_what_all_layers_say() {
         let context = [24, 64][random.below(2)];
         let model = model(family, context, random.below(1_000) as u64);
         let questions = asked(&mut random);
-        let decoding = Decoding {
-            stop: [NEVER, random.below(VOCABULARY) as u32][random.below(2)],
+        let mut decoding = Decoding {
+            stop: NEVER,
             max_tokens: random.below(16),
         };
+        // Mostly something that is said somewhere.
+        let free = together(&model, &questions, decoding, TokenExit::Never);
+        let said = &free[random.below(free.len())].decoded.tokens;
+        let place = random.below(said.len() + 3);
+        decoding.stop = said.get(place).copied().unwrap_or(NEVER);
         let (layer, drafts) = (1 + random.below(LAYERS), 1 + random.below(6));
         let exit = TokenExit::SelfSpeculative { layer, drafts };
         let found = together(&model, &questions, decoding, exit);
