@@ -301,7 +301,7 @@ mod tests {
                 "drafts: must be at least 1",
             ),
             (r#"kind="never""#, "leaves nowhere"),
-            ("fixed=2}, x={", "is more than one table"),
+            ("fixed=2}\nx={", "is more than one table"),
             ("two", "write KEY=VALUE"),
         ] {
             let error = parse(text).unwrap_err().to_string();

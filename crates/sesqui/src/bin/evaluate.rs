@@ -164,7 +164,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
     halting::check_arguments(&arguments.halt, &checkpoints, !arguments.refine.is_empty())?;
     token_exit::check_arguments(&arguments.token_exit, &checkpoints)?;
     if let Some(name) = &arguments.reference {
-        let stage = name.split(' ').next().unwrap_or_default();
+        let stage = name.split([' ', ',']).next().unwrap_or_default();
         let stages: Vec<&str> = checkpoints
             .iter()
             .map(|opened| &*opened.state.stage)

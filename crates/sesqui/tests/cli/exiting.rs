@@ -155,6 +155,9 @@ fn flags(at: &Path) {
         };
         assert_eq!(line("work"), times * line("tokens"), "{out}");
     };
+    let one = ["--token-exit", "self-speculative=1"];
+    let drafted = succeed("generate", &[&question[..], &one].concat());
+    assert!(drafted.contains(" tokens drafted, "), "{drafted}");
     calls(&shallow, 1);
     calls(&deep, 3);
 
