@@ -96,7 +96,7 @@ fn read(text: &str) -> Result<Table, String> {
             error.message().trim_end()
         )
     })?;
-    let Some(Value::Table(mut table)) = whole.remove("exit") else {
+    let (Some(Value::Table(mut table)), true) = (whole.remove("exit"), whole.is_empty()) else {
         return Err("is more than one table".to_owned());
     };
     if table.contains_key("kind") {
