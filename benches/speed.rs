@@ -87,7 +87,7 @@ fn latent(criterion: &mut Criterion) {
     let shape = Shape::arith_dag();
     let device = Device::flex();
     let backbone = shape.transformer(&device).unwrap();
-    let model = LatentTransformer::new(backbone, &Feedback::default(), &device);
+    let model = LatentTransformer::new(backbone, &Feedback::default(), 0, &device);
     let mut config = ShortcutConfig::default();
     config.router.hidden = 32;
     let mut shortcuts = Shortcuts::new(&config, &shape.model, 1, &device);
@@ -118,6 +118,7 @@ fn latent(criterion: &mut Criterion) {
             model: &model,
             device: &device,
             latent_steps: 6,
+            order: sesqui_model::LatentOrder::Sequential,
             trained_latents: 6,
             positions: SlotPositions::Contiguous,
             rule,

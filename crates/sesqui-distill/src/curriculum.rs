@@ -2,20 +2,25 @@
 //! and thoughts stand in their place (Coconut, arXiv 2412.06769, section 3).
 //!
 //! A thought is a latent step. What it is fed tells Coconut from its controls ([`Thought`]). The steps that
-//! are left, and the answer, are trained by cross-entropy; thoughts carry no loss of their own, but the
-//! loss is propagated back through all of them.
+//! are left, and the answer, are trained by cross-entropy, and that loss is propagated back through all
+//! thoughts. What else may teach them: the same weights on the chain of thought (CODI, [`Distillation`]), and
+//! a decoder that has to say the steps that are gone (SIM-CoT, [`StepSupervision`]).
 
 mod objective;
+mod pass;
 mod rows;
+mod teaching;
 
 use serde::{Deserialize, Serialize};
 use sesqui_dataset::encode::EncodedProblem;
-use sesqui_model::latent::{Continuation, Feedback, SlotPositions};
+use sesqui_model::latent::{Continuation, Feedback, LatentOrder, SlotPositions};
 
 use crate::rollout::{generator, uniform};
 
-pub use objective::{Curriculum, thought_pass};
+pub use objective::Curriculum;
+pub use pass::{ThoughtStates, thought_pass};
 pub use rows::{Replaced, ThoughtBatch, ThoughtProblem};
+pub use teaching::{Distillation, StateScale, StepSupervision, dictated, distillation_loss};
 
 /// A curriculum as a setting.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,6 +47,17 @@ pub struct CurriculumConfig {
     pub continuation: Continuation,
     /// When the optimizer forgets its moments.
     pub reset_optimizer: ResetOptimizer,
+    // What follows is written out only where it is set: the configuration of a run that is older stays the
+    // same, and the run can be resumed.
+    /// In which order thoughts are computed.
+    #[serde(skip_serializing_if = "LatentOrder::is_sequential")]
+    pub order: LatentOrder,
+    /// Whether the chain of thought teaches.
+    #[serde(skip_serializing_if = "Distillation::is_none")]
+    pub distillation: Distillation,
+    /// Whether thoughts must say the steps that they stand for.
+    #[serde(skip_serializing_if = "StepSupervision::is_none")]
+    pub step_supervision: StepSupervision,
 }
 
 /// What stands in place of a step.
@@ -57,6 +73,12 @@ pub enum Thought {
         /// The multiple.
         scale: f64,
     },
+    /// The same through a trained map with a hidden layer (CODI, arXiv 2502.21074).
+    Projection {
+        /// Its width; 0 stands for that of the model.
+        #[serde(default)]
+        width: usize,
+    },
     /// A trained vector: a pause token (arXiv 2310.02226).
     Pause,
     /// The state of the question's last token: a pause vector that depends on the question.
@@ -66,11 +88,20 @@ pub enum Thought {
 }
 
 impl Thought {
+    /// Whether a thought is made of the state before it.
+    pub fn is_recurrent(self) -> bool {
+        match self {
+            Self::State | Self::Linear { .. } | Self::Projection { .. } => true,
+            Self::Pause | Self::FirstState | Self::None => false,
+        }
+    }
+
     /// What latent steps are fed; `None` where there are none.
     pub fn feedback(self) -> Option<Feedback> {
         match self {
             Self::State => Some(Feedback::State),
             Self::Linear { scale } => Some(Feedback::Linear { scale }),
+            Self::Projection { width } => Some(Feedback::Projection { width }),
             Self::Pause => Some(Feedback::Pause),
             Self::FirstState => Some(Feedback::FirstState),
             Self::None => None,
@@ -154,6 +185,9 @@ impl Default for CurriculumConfig {
             positions: SlotPositions::default(),
             continuation: Continuation::Text,
             reset_optimizer: ResetOptimizer::default(),
+            order: LatentOrder::default(),
+            distillation: Distillation::default(),
+            step_supervision: StepSupervision::default(),
         }
     }
 }
@@ -184,6 +218,9 @@ impl CurriculumConfig {
             }
             _ => {}
         }
+        if let Some((key, reason)) = self.teaching_problem() {
+            return fail(&key, reason);
+        }
         match (self.positions, self.schedule) {
             (SlotPositions::Strided { stride: 0, .. }, _) => {
                 let reason = "stride must be at least 1: thoughts need places of their own";
@@ -195,6 +232,42 @@ impl CurriculumConfig {
             }
             _ => None,
         }
+    }
+
+    /// What is wrong with how thoughts are computed and taught, if anything.
+    fn teaching_problem(&self) -> Option<(String, String)> {
+        let fail = |key: &str, reason: &str| Some((key.to_owned(), reason.to_owned()));
+        match self.order {
+            LatentOrder::Jacobi { iterations: 0 } => {
+                return fail(
+                    "order.iterations",
+                    "must be at least 1; for one thought after another set order.kind = \"sequential\"",
+                );
+            }
+            LatentOrder::Jacobi { .. } if !self.thought.is_recurrent() => {
+                return fail(
+                    "order",
+                    "what these thoughts are fed does not change from one iteration to the next; leave it out",
+                );
+            }
+            _ => {}
+        }
+        if !self.distillation.is_none() && self.thought == Thought::None {
+            return fail(
+                "distillation",
+                "there are no thoughts to be taught; leave it out",
+            );
+        }
+        if !self.step_supervision.is_none() && !self.thought.is_recurrent() {
+            let reason = "these thoughts are fed nothing that could hold a step; set thought.kind to \"state\", \
+                          \"linear\" or \"projection\"";
+            return fail("step_supervision", reason);
+        }
+        let problem = self
+            .distillation
+            .problem()
+            .or(self.step_supervision.problem());
+        problem.map(|(key, reason)| (key.to_owned(), reason))
     }
 
     /// The curriculum of `updates` updates on `problems`.

@@ -2,8 +2,9 @@
 //!
 //! In here: objectives as Burn train steps over a backbone, and the batches they read: supervised
 //! fine-tuning with a chain of thought and without, and with losses at intermediate layers (LITE, LayerSkip);
-//! the two stages of System-1.5 Reasoning (arXiv 2505.18962), language-to-latent alignment and shortcut learning, and both at once; a head that says how many
-//! latent steps a question needs; the curricula of Coconut and of stepwise internalization. D1 to D21 are what
+//! the two stages of System-1.5 Reasoning (arXiv 2505.18962), language-to-latent alignment and shortcut
+//! learning, and both at once; a head that says how many latent steps a question needs; the curricula of
+//! Coconut, CODI, SIM-CoT and PCCoT, and of stepwise internalization. D1 to D21 are what
 //! the paper leaves open, by the numbers of `docs/decisions/0012-what-the-paper-leaves-open.md`. Beside
 //! them, what a step is worth to the answer under a chain-of-thought model.
 //!

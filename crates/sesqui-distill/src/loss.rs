@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sesqui_dataset::batch::SequenceBatch;
 use sesqui_kernels::cross_entropy;
-use sesqui_model::{Transformer, Visibility};
+use sesqui_model::{SequenceContext, Transformer, Visibility};
 
 /// A batch of token ids on a device.
 struct TokenTensors {
@@ -28,6 +28,24 @@ impl TokenTensors {
 
 /// States before the final norm, `[batch, seq, d_model]`.
 pub fn hidden_states(backbone: &Transformer, batch: &SequenceBatch) -> Tensor<3> {
+    let (embedded, context) = embedded(backbone, batch);
+    backbone.run_layers(0..backbone.layers.len(), embedded, &context)
+}
+
+/// States after each layer, before the final norm, `[batch, seq, d_model]` each.
+pub fn layer_states(backbone: &Transformer, batch: &SequenceBatch) -> Vec<Tensor<3>> {
+    let (mut hidden, context) = embedded(backbone, batch);
+    let layers = 0..backbone.layers.len();
+    layers
+        .map(|layer| {
+            hidden = backbone.run_layers(layer..layer + 1, hidden.clone(), &context);
+            hidden.clone()
+        })
+        .collect()
+}
+
+/// `H_0` of a batch, and what its layers need to know.
+fn embedded(backbone: &Transformer, batch: &SequenceBatch) -> (Tensor<3>, SequenceContext) {
     let device = &backbone.token_embedding.weight.val().device();
     let tokens = TokenTensors::new(batch, device);
     // Rows are padded on the right, so a causal rule already keeps pads from every real token.
@@ -35,8 +53,7 @@ pub fn hidden_states(backbone: &Transformer, batch: &SequenceBatch) -> Tensor<3>
         tokens.positions.clone(),
         Visibility::causal(batch.seq, device),
     );
-    let embedded = backbone.embed(tokens.ids, tokens.positions);
-    backbone.run_layers(0..backbone.layers.len(), embedded, &context)
+    (backbone.embed(tokens.ids, tokens.positions), context)
 }
 
 /// Mean cross-entropy in nats over the weighted targets of `batch`, `[1]`, from states before the

@@ -6,7 +6,7 @@ use burn::nn::Linear;
 use burn::tensor::Device;
 use sesqui_model::LatentTransformer;
 use sesqui_model::flops::Flops;
-use sesqui_model::latent::{Continuation, SlotPositions};
+use sesqui_model::latent::{Continuation, LatentOrder, SlotPositions};
 use sesqui_reason::refine::LayerRuns;
 use sesqui_reason::{
     Calibrator, Decoding, HaltConfig, HaltTrace, Halting, LatentDecoded, LatentDecoding, LatentRow,
@@ -26,6 +26,8 @@ pub struct LatentMethod<'a> {
     pub device: &'a Device,
     /// Latent steps to run; with none the answer follows the question.
     pub latent_steps: usize,
+    /// In which order they are computed.
+    pub order: LatentOrder,
     /// Latent steps that the model was trained with. The answer keeps its place where fewer run.
     pub trained_latents: usize,
     /// Position ids of latent steps.
@@ -117,6 +119,7 @@ impl LatentMethod<'_> {
         let slots = self.latent_steps.max(self.trained_latents);
         LatentDecoding {
             latent_steps: self.latent_steps,
+            order: self.order,
             slot_positions: starts
                 .clone()
                 .map(|&start| {
@@ -192,7 +195,8 @@ impl LatentMethod<'_> {
 
         let mut cost = Cost::default();
         let mut latent_steps = row.slots.len();
-        let mut layer_calls = calls(&row.slots);
+        let passes = self.order.passes(latent_steps);
+        let mut layer_calls = passes * calls(&row.slots);
         match &row.halt {
             HaltTrace::Samples(trace) => {
                 latent_steps = trace.trajectories.iter().map(Vec::len).sum();
@@ -246,7 +250,7 @@ impl LatentMethod<'_> {
         let ran = |runs: LayerRuns| runs.calls as f64 * flops.layer() + flops.attention(runs.keys);
         let beside = row.auxiliary;
         cost.reasoning += ran(beside.latents) + ran(beside.backward);
-        cost.around += beside.mapped as f64 * self.model.feedback.as_ref().map_or(0.0, product);
+        cost.around += beside.mapped as f64 * self.feeding();
         cost.around += (4 * config.d_model * beside.projected) as f64;
         let questions = flops.layers(0, asked) + ran(beside.question);
 
@@ -299,17 +303,18 @@ impl LatentMethod<'_> {
         for asked in after(0) {
             ask(asked, held.clone(), cost);
         }
+        let passes = self.order.passes(slots.len()) as f64;
         let mut left = config.layers;
         for (index, slot) in slots.iter().enumerate() {
             let ran = &mut held[slot.enter..slot.leave];
-            cost.reasoning += ran.iter_mut().map(run).sum::<f64>();
+            cost.reasoning += passes * ran.iter_mut().map(run).sum::<f64>();
             if self.key_values == KeyValueRule::Fill {
                 for held in &mut held[slot.leave..] {
                     *held += 1;
                     cost.reasoning += key_values;
                 }
             }
-            cost.around += self.between(slot.enter, left);
+            cost.around += passes * self.between(slot.enter, left);
             cost.around += slot
                 .weights
                 .iter()
@@ -326,13 +331,21 @@ impl LatentMethod<'_> {
     /// the bottom, an adapter above it.
     fn between(&self, enter: usize, left: usize) -> f64 {
         match (enter, self.rule.shortcuts()) {
-            (0, _) => self.model.feedback.as_ref().map_or(0.0, product),
+            (0, _) => self.feeding(),
             (_, Some(shortcuts)) => {
                 let adapter = &shortcuts.adapters[left];
                 product(&adapter.down) + product(&adapter.up)
             }
             (_, None) => 0.0,
         }
+    }
+
+    /// From a state to the input of a latent step.
+    fn feeding(&self) -> f64 {
+        let model = self.model;
+        let hidden = model.projection.as_ref();
+        let hidden = hidden.map_or(0.0, |map| product(&map.up) + product(&map.down));
+        hidden + model.feedback.as_ref().map_or(0.0, product)
     }
 
     fn router(&self, boundary: usize) -> f64 {

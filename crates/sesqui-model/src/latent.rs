@@ -4,8 +4,11 @@ use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
+use sesqui_kernels::linear;
 
-use crate::initialize::{constant, parameter};
+use crate::initialize::{Initializer, Role, constant, parameter};
+use crate::layer::gelu_tanh;
+use crate::layer_norm::LayerNorm;
 use crate::transformer::Transformer;
 
 /// What a latent step is fed.
@@ -19,6 +22,12 @@ pub enum Feedback {
     Linear {
         /// The multiple.
         scale: f64,
+    },
+    /// The newest state through two trained linear maps with GELU between them and a layer norm behind
+    /// (CODI, arXiv 2502.21074, section 3).
+    Projection {
+        /// Width between the two; 0 stands for that of the model.
+        width: usize,
     },
     /// A trained vector, the same in every latent step of every question (pause tokens, arXiv
     /// 2310.02226). It starts as the mean of the token embeddings.
@@ -42,10 +51,52 @@ pub struct LatentTransformer {
     /// `[d_model] -> [d_model]`, from a state to an input embedding; absent where states are fed
     /// back as they are.
     pub feedback: Option<Linear>,
+    /// The same with a hidden layer; absent where there is none.
+    pub projection: Option<Projection>,
     /// `[d_model]`, the input of every latent step; absent where states are fed.
     pub pause: Option<Param<Tensor<1>>>,
     #[module(skip)]
     source: Source,
+}
+
+/// From a state to an input embedding through a hidden layer: `norm(down(gelu(up(state))))`.
+#[derive(Module, Debug)]
+pub struct Projection {
+    /// `[d_model] -> [width]`.
+    pub up: Linear,
+    /// `[width] -> [d_model]`.
+    pub down: Linear,
+    /// Over `d_model`; its gain starts as the standard deviation of token embeddings, so that what is fed
+    /// is as long as what the model knows.
+    pub norm: LayerNorm,
+}
+
+impl Projection {
+    fn new(backbone: &Transformer, width: usize, seed: u64, device: &Device) -> Self {
+        let config = backbone.config();
+        let d_model = config.d_model;
+        let width = if width == 0 { d_model } else { width };
+        let mut weights = Initializer::new(config, seed);
+        let up = weights.linear([d_model, width], true, Role::Input, device);
+        let down = weights.linear([width, d_model], true, Role::Input, device);
+        let table = backbone.token_embedding.weight.val().detach();
+        let deviation = table.square().mean().sqrt().reshape([1]).expand([d_model]);
+        Self {
+            up,
+            down,
+            norm: LayerNorm::new(
+                parameter(deviation.detach()),
+                constant(0.0, d_model, device),
+                config.norm_epsilon,
+            ),
+        }
+    }
+
+    /// Input embeddings `[batch, steps, d_model]` of `states`, as many.
+    pub fn forward(&self, states: Tensor<3>) -> Tensor<3> {
+        let hidden = gelu_tanh(linear(&self.up, states));
+        self.norm.forward(linear(&self.down, hidden))
+    }
 }
 
 /// Where the input of a latent step comes from.
@@ -60,12 +111,13 @@ pub enum Source {
 }
 
 impl LatentTransformer {
-    /// Adds to `backbone` whatever `feedback` trains.
-    pub fn new(backbone: Transformer, feedback: &Feedback, device: &Device) -> Self {
+    /// Adds to `backbone` whatever `feedback` trains, drawn from `seed` where it is drawn.
+    pub fn new(backbone: Transformer, feedback: &Feedback, seed: u64, device: &Device) -> Self {
         let d_model = backbone.config().d_model;
         let mut student = Self {
             backbone,
             feedback: None,
+            projection: None,
             pause: None,
             source: Source::Newest,
         };
@@ -82,6 +134,10 @@ impl LatentTransformer {
                     weight: parameter(Tensor::from_data(data, device)),
                     bias: Some(constant(0.0, d_model, device)),
                 });
+            }
+            Feedback::Projection { width } => {
+                let projection = Projection::new(&student.backbone, *width, seed, device);
+                student.projection = Some(projection);
             }
             Feedback::Pause => {
                 let embeddings = student.backbone.token_embedding.weight.val();
@@ -111,14 +167,15 @@ impl LatentTransformer {
     /// Inputs of latent steps, without positions: `states` `[batch, steps, d_model]` are outputs of
     /// earlier positions after the final norm.
     pub fn latent_embeddings(&self, states: Tensor<3>) -> Tensor<3> {
-        match (&self.pause, &self.feedback) {
-            (Some(pause), _) => {
+        match (&self.pause, &self.feedback, &self.projection) {
+            (Some(pause), ..) => {
                 let [batch, steps, d_model] = states.dims();
                 let pause = pause.val().reshape([1, 1, d_model]);
                 pause.expand([batch, steps, d_model])
             }
-            (None, Some(map)) => map.forward(states),
-            (None, None) => states,
+            (None, Some(map), _) => map.forward(states),
+            (None, None, Some(projection)) => projection.forward(states),
+            (None, None, None) => states,
         }
     }
 
@@ -126,6 +183,38 @@ impl LatentTransformer {
     pub fn latent_inputs(&self, states: Tensor<3>, positions: Tensor<2, Int>) -> Tensor<3> {
         self.backbone
             .with_positions(self.latent_embeddings(states), positions)
+    }
+}
+
+/// In which order latent steps are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum LatentOrder {
+    /// One after another, each fed the state of the one before.
+    #[default]
+    Sequential,
+    /// All at once, several times over, each fed what the one before it came to the last time: Jacobi
+    /// iterations (PCCoT, arXiv 2506.18582). The first time all are fed the state of the question's last
+    /// token. After as many times as there are latent steps this is the same as one after another.
+    Jacobi {
+        /// How many times, the last of which the answer sees.
+        iterations: usize,
+    },
+}
+
+impl LatentOrder {
+    /// Whether it is one after another.
+    pub fn is_sequential(&self) -> bool {
+        *self == Self::Sequential
+    }
+
+    /// How often each of `steps` latent steps is computed. More often than there are steps changes
+    /// nothing, and is not done.
+    pub fn passes(self, steps: usize) -> usize {
+        match self {
+            Self::Sequential => 1,
+            Self::Jacobi { iterations } => iterations.clamp(1, steps.max(1)),
+        }
     }
 }
 

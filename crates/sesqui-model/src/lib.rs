@@ -26,6 +26,6 @@ pub mod transformer;
 
 pub use cache::KvCache;
 pub use config::{Family, Initialization, ModelConfig, ModelConfigError, RopeScaling};
-pub use latent::{Continuation, Feedback, LatentTransformer};
+pub use latent::{Continuation, Feedback, LatentOrder, LatentTransformer};
 pub use mask::Visibility;
 pub use transformer::{SequenceContext, Transformer};

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
+use sesqui_model::latent::{LatentOrder, Source};
 use sesqui_model::{KvCache, LatentTransformer, Transformer};
 use sesqui_shortcut::{
     EntryPosition, ExitRule, Handed, KeyValueRule, Landing, Last, SlotTrace, Walk,
@@ -10,6 +11,7 @@ use sesqui_shortcut::{
 
 use crate::decode::{DecodedRow, Decoding, feed, go_on, prefill, read_argmax};
 use crate::halt::{HaltConfig, HaltTrace, Halter, Halting, sampled};
+use crate::parallel::{Iterated, iterated};
 use crate::prompt::{Prompt, PromptError};
 use crate::refine::{AuxiliaryWork, Calibrator, References, RefineConfig, Refinement, Refiner};
 
@@ -18,6 +20,9 @@ use crate::refine::{AuxiliaryWork, Calibrator, References, RefineConfig, Refinem
 pub struct LatentDecoding<'a> {
     /// Latent steps to run; with none the answer follows the question.
     pub latent_steps: usize,
+    /// In which order they are computed. All at once takes a model that feeds back its newest states, every
+    /// layer, no refinement and no halting.
+    pub order: LatentOrder,
     /// Position ids `[row][slot]`.
     pub slot_positions: Vec<Vec<i32>>,
     /// Position id of each row's first token after the latent steps.
@@ -169,6 +174,9 @@ pub fn latent_halting(
             ));
         }
         check(model, &rule, prompt, plan)?;
+        if !plan.order.is_sequential() {
+            return Err(PromptError::Order);
+        }
         let halting = (halting, samples);
         return Ok(sampled(
             model, rule, key_values, prompt, plan, halting, device,
@@ -241,6 +249,12 @@ fn run(
     let backbone = &model.backbone;
     check(model, &rule, prompt, plan)?;
     refiner.validate(prompt)?;
+    if let LatentOrder::Jacobi { .. } = plan.order {
+        let alone = rule.never() && refiner.is_idle() && halting.is_none();
+        if !alone || model.source() != Source::Newest {
+            return Err(PromptError::Order);
+        }
+    }
 
     let clock = Instant::now();
     let opening = plan.answer_start.len();
@@ -252,6 +266,19 @@ fn run(
     let prefill = clock.elapsed();
 
     let clock = Instant::now();
+    if let LatentOrder::Jacobi { .. } = plan.order {
+        let passes = plan.order.passes(plan.latent_steps);
+        let found = iterated(model, cache, states, &plan.slot_positions, passes, device);
+        finish_pending(device);
+        let reasoning = clock.elapsed();
+        return Ok(answered(
+            backbone,
+            found,
+            plan,
+            [prefill, reasoning],
+            device,
+        ));
+    }
     let mut walk = Walk::new(model, cache, states, rule, key_values)
         .with_landing(plan.landing)
         .with_entry_position(plan.entry_position);
@@ -310,6 +337,47 @@ fn run(
         handed,
         reads,
     })
+}
+
+/// The answers after latent steps that were computed all at once.
+fn answered(
+    backbone: &Transformer,
+    found: Iterated,
+    plan: &LatentDecoding<'_>,
+    [prefill, reasoning]: [Duration; 2],
+    device: &Device,
+) -> LatentDecoded {
+    let Iterated {
+        mut cache,
+        inputs: mut states,
+        last,
+    } = found;
+    let clock = Instant::now();
+    states.push(last.clone());
+    let at = &plan.answer_position;
+    let (answers, decoding_steps) = answers(backbone, &mut cache, last, plan, at, device);
+    let slot = SlotTrace {
+        leave: backbone.layers.len(),
+        ..SlotTrace::default()
+    };
+    let rows = answers.into_iter().map(|answer| LatentRow {
+        tokens: [plan.answer_start, &answer.tokens].concat(),
+        stopped: answer.stopped,
+        slots: vec![slot.clone(); plan.latent_steps],
+        auxiliary: AuxiliaryWork::default(),
+        halt: HaltTrace::default(),
+    });
+    LatentDecoded {
+        rows: rows.collect(),
+        prefill,
+        reasoning,
+        answer: clock.elapsed(),
+        decoding_steps,
+        states,
+        unrefined: Vec::new(),
+        handed: vec![Vec::new(); plan.latent_steps],
+        reads: 0,
+    }
 }
 
 /// The answers of all rows of `cache`, opening tokens left out, of which the first stands at `positions`,

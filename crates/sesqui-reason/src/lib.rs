@@ -1,14 +1,15 @@
 //! Inference.
 //!
-//! In here: prompts, prefill, batched greedy decoding and latent reasoning over the key/value cache,
-//! refinement of latents by frozen models, stopping before the last step, tokens that do not run all layers,
-//! with counts of what was run and when.
+//! In here: prompts, prefill, batched greedy decoding and latent reasoning over the key/value cache, one step
+//! after another or all at once, refinement of latents by frozen models, stopping before the last step, tokens
+//! that do not run all layers, with counts of what was run and when.
 //!
 //! Must never be in here: training, a data set, scoring.
 
 pub mod decode;
 pub mod halt;
 pub mod latent;
+mod parallel;
 pub mod prompt;
 pub mod refine;
 pub mod token_exit;

@@ -54,6 +54,12 @@ pub enum PromptError {
     /// An exit of tokens with a number out of range.
     #[error("token exit: {0}")]
     TokenExit(String),
+    /// Latent steps all at once where something has to happen between them.
+    #[error(
+        "latent steps are to be computed all at once, which takes a model that feeds back its newest \
+         states, all layers, no refinement and no halting"
+    )]
+    Order,
     /// A token or position that the model has no row for.
     #[error("{what} {value} of row {row} is outside 0..{limit}")]
     Range {

@@ -83,6 +83,11 @@ enum Guide<'a> {
 }
 
 impl<'a> Refiner<'a> {
+    /// Whether it feeds latents as they come.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.residual.is_none() && self.search.is_none()
+    }
+
     /// Feeds latents as they come.
     pub(crate) fn idle(model: &'a LatentTransformer) -> Self {
         Self {

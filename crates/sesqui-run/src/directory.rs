@@ -371,7 +371,7 @@ pub(crate) fn has_visible_entries(path: &Path) -> Result<bool, FileError> {
     Ok(false)
 }
 
-fn lock(path: &Path) -> Result<File, DirectoryError> {
+pub(crate) fn lock(path: &Path) -> Result<File, DirectoryError> {
     let file = path.join(".lock");
     let failed = |source| FileError::new("lock", &file, source);
     let mut handle = OpenOptions::new()

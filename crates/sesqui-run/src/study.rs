@@ -6,8 +6,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 
+use crate::difference::additions;
 use crate::directory::{
-    DirectoryError, RunPaths, changed, check_name, compare, has_visible_entries,
+    DirectoryError, RunPaths, changed, check_name, compare, has_visible_entries, lock,
 };
 use crate::files::{FileError, atomic_write};
 
@@ -15,6 +16,7 @@ use crate::files::{FileError, atomic_write};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StudyDirectory {
     folder: PathBuf,
+    grown: Vec<String>,
 }
 
 impl StudyDirectory {
@@ -23,6 +25,7 @@ impl StudyDirectory {
     pub fn at(folder: impl Into<PathBuf>) -> Self {
         StudyDirectory {
             folder: folder.into(),
+            grown: Vec::new(),
         }
     }
 
@@ -30,14 +33,17 @@ impl StudyDirectory {
     /// `runs` are names and configurations of its runs, each of which gets its folder with a `config.toml`
     /// at once: a file that changes later cannot make two halves of one study.
     ///
+    /// A study may grow by seeds, data sets and methods, its runs by stages: what is there stays as it is.
+    ///
     /// # Errors
-    /// When `folder` holds another study, a run with another configuration, or something else.
+    /// When `folder` holds another study, a run with another configuration, or something else; when a run
+    /// that is to grow is being written.
     pub fn open_or_create(
         folder: &Path,
         study: &str,
         runs: &[(&str, &str)],
     ) -> Result<Self, DirectoryError> {
-        let directory = StudyDirectory::at(folder);
+        let mut directory = StudyDirectory::at(folder);
         for (name, _) in runs {
             directory.run(name)?;
         }
@@ -47,35 +53,59 @@ impl StudyDirectory {
                 path: folder.to_path_buf(),
             });
         }
-        directory.alone(|| directory.freeze(study, runs))??;
+        directory.grown = directory.alone(|| directory.freeze(study, runs))??;
         Ok(directory)
     }
 
-    fn freeze(&self, study: &str, runs: &[(&str, &str)]) -> Result<(), DirectoryError> {
+    /// What the study has grown by, if it was there before.
+    #[must_use]
+    pub fn grown(&self) -> &[String] {
+        &self.grown
+    }
+
+    fn freeze(&self, study: &str, runs: &[(&str, &str)]) -> Result<Vec<String>, DirectoryError> {
         let file = self.file();
-        if file.exists() {
-            let differences = changed(&file, study)?;
-            if !differences.is_empty() {
-                return Err(DirectoryError::StudyDiffers {
-                    path: self.folder.clone(),
-                    differences,
-                });
+        let grown = match file.exists() {
+            false => None,
+            true => Some(self.compared(&file, study)?),
+        };
+        // Everything is compared before anything is replaced, and nobody writes a run meanwhile.
+        let mut grown_runs = Vec::new();
+        for (name, config) in runs {
+            let run = self.run(name)?;
+            if let Some(lock) = growing(run.folder(), &run.config(), config)? {
+                grown_runs.push((run, config, lock));
             }
-        } else {
-            atomic_write(&file, study.as_bytes())?;
+        }
+        for (run, config, _lock) in &grown_runs {
+            atomic_write(&run.config(), config.as_bytes())?;
         }
         for (name, config) in runs {
             let run = self.run(name)?;
-            let (path, stored) = (run.folder(), run.config());
-            if stored.exists() {
-                compare(path, &stored, config)?;
-            } else {
+            if !run.config().exists() {
+                let path = run.folder();
                 fs::create_dir_all(path)
                     .map_err(|source| FileError::new("create", path, source))?;
-                atomic_write(&stored, config.as_bytes())?;
+                atomic_write(&run.config(), config.as_bytes())?;
             }
         }
-        Ok(())
+        // Last: a study whose file has grown has runs that have.
+        if grown.as_ref().is_none_or(|added| !added.is_empty()) {
+            atomic_write(&file, study.as_bytes())?;
+        }
+        Ok(grown.unwrap_or_default())
+    }
+
+    /// What `study` has beyond the study file that is there.
+    fn compared(&self, file: &Path, study: &str) -> Result<Vec<String>, DirectoryError> {
+        let differences = changed(file, study)?;
+        if differences.is_empty() {
+            return Ok(Vec::new());
+        }
+        added(file, study)?.ok_or_else(|| DirectoryError::StudyDiffers {
+            path: self.folder.clone(),
+            differences,
+        })
     }
 
     /// Does `work` while no other process does such work on this study; waits until it may.
@@ -136,6 +166,31 @@ impl StudyDirectory {
     }
 }
 
+/// The lock of the run in `folder` if `config` has more stages than the configuration that is `stored` there;
+/// none where it is the same, or nothing is there.
+fn growing(folder: &Path, stored: &Path, config: &str) -> Result<Option<File>, DirectoryError> {
+    if !stored.exists() || changed(stored, config)?.is_empty() {
+        return Ok(None);
+    }
+    match added(stored, config)? {
+        Some(_) => Ok(Some(lock(folder)?)),
+        None => {
+            compare(folder, stored, config)?;
+            Ok(None)
+        }
+    }
+}
+
+/// What `text` has beyond the file `stored`, if that is all in which they differ.
+fn added(stored: &Path, text: &str) -> Result<Option<Vec<String>>, DirectoryError> {
+    let old =
+        fs::read_to_string(stored).map_err(|source| FileError::new("read", stored, source))?;
+    additions(&old, text).map_err(|error| DirectoryError::Damaged {
+        path: stored.to_path_buf(),
+        reason: error.message().to_owned(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,6 +211,7 @@ mod tests {
             drop(held);
         }
         let error = StudyDirectory::open_or_create(&path, "seeds = [1]\n", &runs).unwrap_err();
+        assert!(study.grown().is_empty());
         let shown = path.display();
         assert_eq!(
             error.to_string(),
@@ -168,6 +224,42 @@ mod tests {
         let changed = [("a_seed-1", "seed = 3\n")];
         let error = StudyDirectory::open_or_create(&path, "seeds = [1, 2]\n", &changed);
         assert!(matches!(error, Err(DirectoryError::Differs { .. })));
+    }
+
+    #[test]
+    fn a_study_grows_where_nobody_writes() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("study");
+        let small = ("a_seed-1", "[[stages]]\nname = \"cot\"\n");
+        let large = (
+            "a_seed-1",
+            "[[stages]]\nname = \"cot\"\n\n[[stages]]\nname = \"codi\"\n",
+        );
+        let open =
+            |text: &str, runs: &[(&str, &str)]| StudyDirectory::open_or_create(&path, text, runs);
+        let study = open("seeds = [1]\n", &[small]).unwrap();
+        let config = study.run("a_seed-1").unwrap().config();
+        let wider = "seeds = [1, 2]\n";
+        let more = [large, ("a_seed-2", "seed = 2\n")];
+
+        let held = RunDirectory::open(study.run("a_seed-1").unwrap().folder()).unwrap();
+        let refused = open(wider, &more).unwrap_err();
+        assert!(
+            matches!(refused, DirectoryError::Locked { .. }),
+            "{refused}"
+        );
+        assert_eq!(fs::read_to_string(study.file()).unwrap(), "seeds = [1]\n");
+        assert_eq!(fs::read_to_string(&config).unwrap(), small.1);
+        drop(held);
+
+        let grown = open(wider, &more).unwrap();
+        assert_eq!(grown.grown(), ["seeds.2"]);
+        assert_eq!(fs::read_to_string(&config).unwrap(), large.1);
+        assert_eq!(fs::read_to_string(study.file()).unwrap(), wider);
+        assert!(open(wider, &more).unwrap().grown().is_empty());
+        // Not back.
+        assert!(open("seeds = [1]\n", &[large]).is_err());
+        assert!(open(wider, &[small]).is_err());
     }
 
     #[test]

@@ -34,7 +34,8 @@ pub enum ExitRule<'a> {
 }
 
 impl<'a> ExitRule<'a> {
-    fn never(&self) -> bool {
+    /// Whether every slot runs every layer.
+    pub fn never(&self) -> bool {
         match self {
             Self::Full => true,
             Self::Routers { threshold, .. } => *threshold >= 1.0,

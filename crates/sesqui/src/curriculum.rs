@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use sesqui_dataset::batch::{SequenceBatch, Skipped, TooLong, fit_context};
 use sesqui_dataset::encode::{EncodedProblem, Supervision};
 use sesqui_distill::batches::words;
+use sesqui_distill::curriculum::Distillation;
 use sesqui_distill::latent::{Granularity, Padding};
 use sesqui_distill::{
     Curriculum, CurriculumConfig, CurriculumPlan, CutBatches, Cuts, IcotConfig, LatentConfig,
@@ -53,8 +54,9 @@ impl Run<'_> {
                 first.id
             ));
         }
-        let student = LatentTransformer::new(backbone, &settings.latents.feedback, &device);
-        let model = Curriculum::new(student);
+        let feedback = &settings.latents.feedback;
+        let student = LatentTransformer::new(backbone, feedback, seed, &device);
+        let model = Curriculum::new(student, config);
         let trained = |model: &Curriculum, updates: u64| {
             let settings = settings.clone().after(updates);
             Trained::latent(model.student.clone(), None, settings)
@@ -156,6 +158,7 @@ pub fn thought_settings(
         entry_position: None,
         shortcuts: None,
         continuation: config.continuation,
+        order: config.order,
         growth: plan.growth(),
     }
 }
@@ -184,12 +187,19 @@ impl Workbench {
             return Ok(());
         };
         let plan = self.curriculum(stage, config);
-        if config.continuation == Continuation::Answer
-            && self
-                .training()
-                .iter()
-                .any(|problem| problem.answer_start.is_empty())
-        {
+        let unmarked = self
+            .training()
+            .iter()
+            .any(|problem| problem.answer_start.is_empty());
+        if unmarked && !config.distillation.is_none() {
+            return Err(Misuse(format!(
+                "stages.{}.objective.distillation: format.answer_start is empty, and states are compared at \
+                 the token before the answer; give format.answer_start a marker",
+                stage.name
+            ))
+            .into());
+        }
+        if unmarked && config.continuation == Continuation::Answer {
             return Err(Misuse(format!(
                 "stages.{}.objective.continuation: format.answer_start is empty, and \"answer\" feeds that \
                  marker; set it to \"text\"",
@@ -357,5 +367,9 @@ fn end_position(
         problem.end_position(replaced, &config.positions)
     };
     let end = plan.visited().map(end).max().unwrap_or(0);
+    let end = match config.distillation {
+        Distillation::None => end,
+        Distillation::Codi { .. } => end.max(problem.end_of_chain()),
+    };
     usize::try_from(end).unwrap_or(usize::MAX)
 }

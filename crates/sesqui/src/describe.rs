@@ -141,7 +141,7 @@ fn one_step(
             let (batches, skipped) =
                 workbench.thought_batches(stage, config, &plan, context, seed)?;
             let sizes = |batch: &ThoughtBatch| [batch.batch, batch.seq, batch.tokens];
-            let student = Curriculum::new(student(model, &settings));
+            let student = Curriculum::new(student(model, &settings), config);
             let text = first_batch(stage, &batches, skipped.len(), sizes, &student)?;
             let (growth, slots) = (growth(&settings), slots(&settings));
             Ok(format!("{text}{growth}\n{slots}\n"))
@@ -210,7 +210,7 @@ fn halt_head(model: &Transformer, settings: &LatentSettings, config: &HaltStageC
 
 fn student(model: &Transformer, settings: &LatentSettings) -> LatentTransformer {
     let device = model.token_embedding.weight.val().device();
-    LatentTransformer::new(model.clone(), &settings.latents.feedback, &device)
+    LatentTransformer::new(model.clone(), &settings.latents.feedback, 0, &device)
 }
 
 fn sizes(batch: &LatentBatch) -> [usize; 3] {

@@ -177,9 +177,10 @@ mod tests {
             entry_position: None,
             shortcuts: None,
             continuation: Default::default(),
+            order: sesqui_model::LatentOrder::Sequential,
             growth: Vec::new(),
         };
-        let model = LatentTransformer::new(backbone, &Feedback::default(), &device);
+        let model = LatentTransformer::new(backbone, &Feedback::default(), 0, &device);
         Latent::new(model, shortcuts, settings)
     }
 

@@ -39,6 +39,7 @@ fn align(config: &AlignConfig, found: &mut Vec<&'static str>) {
     }
     match config.latents.feedback {
         Feedback::Linear { .. } => found.push("linear feedback map"),
+        Feedback::Projection { .. } => found.push("projected feedback"),
         // Nothing else is aligned.
         Feedback::State | Feedback::Pause | Feedback::FirstState => {}
     }

@@ -255,6 +255,7 @@ mod tests {
             entry_position: None,
             shortcuts: None,
             continuation: Default::default(),
+            order: sesqui_model::LatentOrder::Sequential,
             growth: Vec::new(),
         }
     }

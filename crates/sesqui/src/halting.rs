@@ -236,6 +236,13 @@ pub fn family(halt: &HaltConfig) -> String {
 /// Why a model cannot halt so, if it cannot: a head is learned by a stage of its own, and there has to be an
 /// answer to look at after every step.
 pub fn unsuited(halt: &HaltConfig, model: &Latent, reasoning: &ReasoningConfig) -> Option<String> {
+    if !model.order(reasoning).is_sequential() {
+        return Some(format!(
+            "computes its latent steps all at once: --halt {} is left out there, unless reasoning.order is \
+             {{ kind = \"sequential\" }}",
+            label(halt)
+        ));
+    }
     match (halt, model.continuation(reasoning)) {
         (_, Continuation::Text) => Some(format!(
             "writes on by itself after its latent steps: --halt {} is left out there, unless \

@@ -147,9 +147,12 @@ pub fn check_arguments(texts: &[String], models: &[Opened]) -> Result<()> {
 }
 
 /// Why there is nothing to refine in what `student` feeds its latent steps, if so.
-fn unrefinable(student: &Latent) -> Option<&'static str> {
+fn unrefinable(student: &Latent, reasoning: &ReasoningConfig) -> Option<&'static str> {
     match student.model.source() {
-        Source::Newest => None,
+        Source::Newest if student.order(reasoning).is_sequential() => None,
+        Source::Newest => {
+            Some("computes its latent steps all at once; nothing between could be refined")
+        }
         Source::First | Source::Nothing => Some("feeds back no state that could be refined"),
     }
 }
@@ -198,7 +201,7 @@ impl<'a> Preparation<'a> {
         let (Trained::Latent(student), false) = (model, variants.is_empty()) else {
             return Ok(all);
         };
-        if let Some(reason) = unrefinable(student) {
+        if let Some(reason) = unrefinable(student, &self.experiment.reasoning) {
             let stage = &opened.state.stage;
             say(format!("{stage} {reason}; it is measured as it is"))?;
             return Ok(all);
@@ -221,7 +224,7 @@ impl<'a> Preparation<'a> {
         student: &Latent,
         opened: &Opened,
     ) -> Result<Prepared> {
-        if let Some(reason) = unrefinable(student) {
+        if let Some(reason) = unrefinable(student, &self.experiment.reasoning) {
             let stage = &opened.state.stage;
             return Err(Misuse(format!("refinement: {stage} {reason}; leave it out")).into());
         }

@@ -1,7 +1,7 @@
 //! How models reason when they are asked.
 
 use serde::{Deserialize, Serialize};
-use sesqui_model::Continuation;
+use sesqui_model::{Continuation, LatentOrder};
 use sesqui_reason::{HaltConfig, RefineConfig, TokenExit};
 
 use crate::refinement::ReferencesConfig;
@@ -74,6 +74,43 @@ impl ContinuationChoice {
     }
 }
 
+/// In which order latent steps are computed, as a setting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum OrderChoice {
+    /// As the model was trained.
+    #[default]
+    AsTrained,
+    /// One after another.
+    Sequential,
+    /// All at once, so many times over.
+    Jacobi {
+        /// How many times.
+        iterations: usize,
+    },
+}
+
+impl OrderChoice {
+    fn is_as_trained(&self) -> bool {
+        *self == Self::AsTrained
+    }
+
+    /// For a model that was trained in the order `trained`.
+    pub fn settle(self, trained: LatentOrder) -> LatentOrder {
+        match self {
+            Self::AsTrained => trained,
+            Self::Sequential => LatentOrder::Sequential,
+            Self::Jacobi { iterations } => LatentOrder::Jacobi { iterations },
+        }
+    }
+
+    /// What is wrong with it, if anything.
+    fn problem(&self) -> Option<(&'static str, String)> {
+        let none = *self == Self::Jacobi { iterations: 0 };
+        none.then(|| ("iterations", "must be at least 1".to_owned()))
+    }
+}
+
 /// The two thresholds of System-1.5 Reasoning (arXiv 2505.18962, section 2.1), refinement, halting, and early
 /// exit of tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -85,6 +122,10 @@ pub struct ReasoningConfig {
     /// older than the setting stays the same, and the run can be resumed.
     #[serde(skip_serializing_if = "ContinuationChoice::is_as_trained")]
     pub continuation: ContinuationChoice,
+    /// In which order they are computed. Models with shortcuts go one after another, since a step that leaves
+    /// early hands its state on.
+    #[serde(skip_serializing_if = "OrderChoice::is_as_trained")]
+    pub order: OrderChoice,
     /// A latent step leaves where a router's weight exceeds this: the paper's `lambda_depth`; 1 is
     /// never exceeded.
     pub exit_threshold: f64,
@@ -107,6 +148,7 @@ impl Default for ReasoningConfig {
         Self {
             latent_steps: LatentSteps::default(),
             continuation: ContinuationChoice::default(),
+            order: OrderChoice::default(),
             exit_threshold: 0.6,
             refine: RefineConfig::default(),
             references: ReferencesConfig::default(),
@@ -131,6 +173,15 @@ impl ReasoningConfig {
             .or_else(|| below("references", self.references.problem()))
             .or_else(|| below("halt", self.halt.problem()))
             .or_else(|| below("token_exit", self.token_exit.problem()))
+            .or_else(|| below("order", self.order.problem()))
+            .or_else(|| {
+                let between = !self.refine.is_off() || !self.halt.is_never();
+                (matches!(self.order, OrderChoice::Jacobi { .. }) && between).then(|| {
+                    let reason = "nothing can be refined or stopped between latent steps that are computed \
+                                  all at once; leave out [reasoning.refine] and halt";
+                    ("order".to_owned(), reason.to_owned())
+                })
+            })
             .or_else(|| {
                 let samples = matches!(self.halt, HaltConfig::Samples(_));
                 (samples && !self.refine.is_off()).then(|| {

@@ -127,8 +127,9 @@ impl Run<'_> {
         let data =
             self.latent_data(stage, &settings, teacher.config().context, rollout, outlets)?;
 
+        let seed = self.experiment.seed;
         let feedback = &config.latents.feedback;
-        let student = LatentTransformer::new(teacher.clone(), feedback, &device);
+        let student = LatentTransformer::new(teacher.clone(), feedback, seed, &device);
         let model = Align::new(student, &teacher, config);
         self.train_latent(stage, model, data, rows, settings, outlets, |model| {
             (model.student.clone(), None)
@@ -189,7 +190,7 @@ impl Run<'_> {
         let data = (batches, validation.into_iter().map(joint).collect());
 
         let feedback = &settings.latents.feedback;
-        let student = LatentTransformer::new(teacher.clone(), feedback, &device);
+        let student = LatentTransformer::new(teacher.clone(), feedback, seed, &device);
         let shortcuts = Shortcuts::new(&config.shortcut.shortcuts, shape, seed, &device);
         let model = Joint::new(student, shortcuts, &teacher, config)
             .asked_at(self.experiment.reasoning.exit_threshold);

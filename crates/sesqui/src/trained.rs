@@ -11,8 +11,8 @@ use sesqui_distill::{
     Align, Curriculum, Halt, Joint, LatentConfig, Shortcut, ShortcutStageConfig, Supervised,
 };
 use sesqui_eval::{EvaluationConfig, LatentMethod, Method, Task, TokenDecoding};
-use sesqui_model::latent::LatentTransformer;
-use sesqui_model::{Continuation, Transformer};
+use sesqui_model::latent::{LatentTransformer, Source};
+use sesqui_model::{Continuation, LatentOrder, Transformer};
 use sesqui_reason::{Decoding, HaltConfig, TokenExit};
 use sesqui_shortcut::{
     EntryPosition, ExitRule, HostRouter, HostStepHead, KeyValueRule, Landing, ShortcutConfig,
@@ -87,6 +87,9 @@ pub struct LatentSettings {
     /// What follows the latent steps.
     #[serde(default, skip_serializing_if = "is_answer")]
     pub continuation: Continuation,
+    /// In which order latent steps are computed.
+    #[serde(default, skip_serializing_if = "LatentOrder::is_sequential")]
+    pub order: LatentOrder,
     /// Of a curriculum: from which update on, counted from 0, there were how many latent steps, ascending;
     /// empty where there were always as many.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -195,6 +198,15 @@ impl Latent {
         reasoning.latent_steps.settle(self.settings.count)
     }
 
+    /// In which order its latent steps are computed. What is not made of the step before it waits for none,
+    /// and a staircase is climbed step by step.
+    pub fn order(&self, reasoning: &ReasoningConfig) -> LatentOrder {
+        match (&self.shortcuts, self.model.source()) {
+            (None, Source::Newest) => reasoning.order.settle(self.settings.order),
+            _ => LatentOrder::Sequential,
+        }
+    }
+
     /// What follows its latent steps.
     pub fn continuation(&self, reasoning: &ReasoningConfig) -> Continuation {
         reasoning.continuation.settle(self.settings.continuation)
@@ -212,6 +224,7 @@ impl Latent {
             model: &self.model,
             device,
             latent_steps: self.steps(reasoning),
+            order: self.order(reasoning),
             trained_latents: self.settings.kept(),
             positions: self.settings.latents.positions,
             rule: self.rule(reasoning.exit_threshold),
@@ -248,17 +261,17 @@ impl Trained {
                 words(fresh)
             }
             Objective::Curriculum(config) if config.thought.feedback().is_none() => words(fresh),
-            Objective::Curriculum(_) => {
+            Objective::Curriculum(config) => {
                 let updates = load_state(checkpoint)?.step;
                 let settings = LatentSettings::read(checkpoint)?.after(updates);
-                let student = LatentTransformer::new(fresh, &settings.latents.feedback, device);
-                let model = load_model(checkpoint, Curriculum::new(student))?;
+                let student = LatentTransformer::new(fresh, &settings.latents.feedback, 0, device);
+                let model = load_model(checkpoint, Curriculum::new(student, config))?;
                 Ok(Self::latent(model.student, None, settings))
             }
             Objective::Align(config) => {
                 let settings = LatentSettings::read(checkpoint)?;
                 let student =
-                    LatentTransformer::new(fresh.clone(), &settings.latents.feedback, device);
+                    LatentTransformer::new(fresh.clone(), &settings.latents.feedback, 0, device);
                 let model = load_model(checkpoint, Align::new(student, &fresh, config))?;
                 Ok(Self::latent(model.student, None, settings))
             }
@@ -266,7 +279,7 @@ impl Trained {
                 let settings = LatentSettings::read_with(checkpoint, config)?;
                 let shortcuts = Shortcuts::new(&config.shortcuts, fresh.config(), 0, device);
                 let student =
-                    LatentTransformer::new(fresh.clone(), &settings.latents.feedback, device);
+                    LatentTransformer::new(fresh.clone(), &settings.latents.feedback, 0, device);
                 let model = Shortcut::new(student, shortcuts, &fresh, config);
                 let model = load_model(checkpoint, model)?;
                 Ok(Self::latent(model.student, Some(model.shortcuts), settings))
@@ -276,7 +289,7 @@ impl Trained {
                 let shape = fresh.config();
                 let shortcuts = Shortcuts::new(&config.shortcut.shortcuts, shape, 0, device);
                 let student =
-                    LatentTransformer::new(fresh.clone(), &settings.latents.feedback, device);
+                    LatentTransformer::new(fresh.clone(), &settings.latents.feedback, 0, device);
                 let model = Joint::new(student, shortcuts, &fresh, config);
                 let model = load_model(checkpoint, model)?;
                 Ok(Self::latent(model.student, Some(model.shortcuts), settings))
@@ -288,7 +301,7 @@ impl Trained {
                 let shortcuts = shortcuts.map(|config| Shortcuts::new(config, shape, 0, device));
                 let head = StepHead::new(config.hidden, settings.count, shape, 0, device);
                 let student =
-                    LatentTransformer::new(fresh.clone(), &settings.latents.feedback, device);
+                    LatentTransformer::new(fresh.clone(), &settings.latents.feedback, 0, device);
                 let model = load_model(checkpoint, Halt::new(student, shortcuts, head))?;
                 Ok(Self::halting(model, settings))
             }
@@ -462,6 +475,7 @@ mod tests {
             entry_position: None,
             shortcuts: None,
             continuation: Continuation::Answer,
+            order: LatentOrder::Sequential,
             growth: Vec::new(),
         };
         let write = |settings: &LatentSettings, without: bool| {

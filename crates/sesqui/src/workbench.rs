@@ -12,7 +12,7 @@ use sesqui_distill::{
     AlignConfig, LatentBatch, LatentBatches, LatentProblem, Rollout, SequenceBatches,
 };
 use sesqui_eval::Task;
-use sesqui_model::Continuation;
+use sesqui_model::{Continuation, LatentOrder};
 use sesqui_shortcut::{KeyValueRule, Landing};
 
 use crate::experiment::{Experiment, Objective, Stage};
@@ -219,6 +219,7 @@ impl Workbench {
             entry_position: None,
             shortcuts: None,
             continuation: Continuation::Answer,
+            order: LatentOrder::Sequential,
             growth: Vec::new(),
         }
     }

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use sesqui_dataset::DatasetError;
-use sesqui_dataset::encode::{EncodedProblem, PositionLayout, Supervision};
+use sesqui_dataset::batch::SequenceBatch;
+use sesqui_dataset::encode::{EncodedProblem, PositionLayout, Sequence, Supervision, sequence};
 use sesqui_model::latent::SlotPositions;
 
 use crate::latent::columns;
@@ -21,6 +22,8 @@ pub struct Replaced {
 #[derive(Clone, Debug)]
 pub struct ThoughtProblem {
     problem: EncodedProblem,
+    /// With its whole chain of thought.
+    chain: Sequence,
     /// Position ids of the question.
     positions: Vec<i32>,
     /// Position of the first token after the question.
@@ -38,6 +41,7 @@ impl ThoughtProblem {
         Ok(Self {
             positions: positions.into_iter().map(|at| at as i32).collect(),
             start: layout.reasoning_start(&problem)? as i32,
+            chain: sequence(&problem, Supervision::ChainOfThought, layout)?,
             problem,
         })
     }
@@ -55,6 +59,12 @@ impl ThoughtProblem {
     /// Tokens with the whole chain of thought: what batches are ordered by, in every stage alike.
     pub fn length(&self) -> usize {
         self.problem.length(Supervision::ChainOfThought)
+    }
+
+    /// One past the greatest position id of its whole chain of thought.
+    pub fn end_of_chain(&self) -> i32 {
+        let last = self.chain.positions.iter().max();
+        last.map_or(0, |&last| last as i32 + 1)
     }
 
     /// One past the greatest position id that the problem uses.
@@ -82,7 +92,7 @@ impl ThoughtProblem {
 
 /// A batch of one update. Columns: padding, question, thoughts, text, padding; the first thought stands in
 /// the same column in every row.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ThoughtBatch {
     /// Rows.
     pub batch: usize,
@@ -103,6 +113,16 @@ pub struct ThoughtBatch {
     pub loss_cells: Vec<i32>,
     /// That token.
     pub targets: Vec<i32>,
+    /// For each row its cell of `[batch, seq]` after which the answer's first token follows.
+    pub answer_cells: Vec<i32>,
+    /// The same problems with their whole chains of thought, padded on the right.
+    pub chain: SequenceBatch,
+    /// For each row the cell of the chain's `[batch, seq]` after which the answer's first token follows.
+    pub chain_answer_cells: Vec<i32>,
+    /// For each row its thoughts.
+    pub thoughts: Vec<usize>,
+    /// For each row the tokens of the steps that are gone.
+    pub gone: Vec<Vec<Vec<i32>>>,
     /// Real cells.
     pub tokens: usize,
 }
@@ -140,6 +160,12 @@ impl ThoughtBatch {
         let texts = picked.iter().map(|(.., text)| text.len().saturating_sub(1));
         let seq = first_slot + slots + texts.max().unwrap_or(0);
         let cells = picked.len() * seq;
+        let chains: Vec<Sequence> = picked
+            .iter()
+            .map(|(problem, ..)| problem.chain.clone())
+            .collect();
+        let all: Vec<u32> = (0..chains.len() as u32).collect();
+        let chain = SequenceBatch::collate(&chains, &all, pad)?;
         let mut batch = Self {
             batch: picked.len(),
             seq,
@@ -150,10 +176,15 @@ impl ThoughtBatch {
             real: vec![false; cells],
             loss_cells: Vec::new(),
             targets: Vec::new(),
+            answer_cells: Vec::with_capacity(picked.len()),
+            chain_answer_cells: Vec::with_capacity(picked.len()),
+            thoughts: Vec::with_capacity(picked.len()),
+            gone: Vec::with_capacity(picked.len()),
             tokens: 0,
+            chain,
         };
         for (row, (problem, replaced, text)) in picked.iter().enumerate() {
-            batch.fill(row, problem, replaced.thoughts, text, positions);
+            batch.fill(row, problem, *replaced, text, positions);
         }
         batch.tokens = batch.real.iter().filter(|real| **real).count();
         Ok(batch)
@@ -163,10 +194,18 @@ impl ThoughtBatch {
         &mut self,
         row: usize,
         problem: &ThoughtProblem,
-        thoughts: usize,
+        Replaced { steps, thoughts }: Replaced,
         text: &[u32],
         positions: &SlotPositions,
     ) {
+        let answer = problem.problem.answer.len();
+        let before = problem.chain.ids.len() - answer - 1;
+        let before = row * self.chain.seq + before;
+        self.chain_answer_cells.push(before as i32);
+        let gone = problem.problem.steps.iter().take(steps);
+        let gone = gone.map(|step| step.iter().map(|&id| id as i32).collect());
+        self.gone.push(gone.collect());
+        self.thoughts.push(thoughts);
         let first = row * self.seq + self.first_slot;
         let question = &problem.problem.question;
         let begin = first - question.len();
@@ -182,6 +221,9 @@ impl ThoughtBatch {
         let start = positions.answer_position(problem.start, thoughts);
         let mut before = first + thoughts - 1;
         for (offset, &id) in text.iter().enumerate() {
+            if offset + answer == text.len() {
+                self.answer_cells.push(before as i32);
+            }
             self.loss_cells.push(before as i32);
             self.targets.push(id as i32);
             // The last token has nothing to say.

@@ -102,7 +102,7 @@ impl Models {
             ..ModelConfig::default()
         };
         let backbone = |seed| Transformer::new(&config, VOCABULARY, seed, device).unwrap();
-        let student = LatentTransformer::new(backbone(1), &Feedback::default(), device);
+        let student = LatentTransformer::new(backbone(1), &Feedback::default(), 0, device);
         let shortcuts = Shortcuts::new(&ShortcutConfig::default(), &config, 2, device);
         Self {
             student: shaken(student, 3),

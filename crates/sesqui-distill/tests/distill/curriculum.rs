@@ -4,15 +4,15 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn::train::{InferenceStep, TrainStep};
-use sesqui_dataset::batch::BatchConfig;
-use sesqui_dataset::encode::{EncodedProblem, PositionLayout};
+use sesqui_dataset::batch::{BatchConfig, SequenceBatch};
+use sesqui_dataset::encode::{EncodedProblem, PositionLayout, Supervision, sequence};
 use sesqui_distill::curriculum::{
     Remainder, Replaced, ResetOptimizer, StageSchedule, Thought, ThoughtPadding, thought_pass,
 };
 use sesqui_distill::{
     Curriculum, CurriculumConfig, CutBatches, Cuts, ThoughtBatch, ThoughtBatches, ThoughtProblem,
 };
-use sesqui_model::latent::{SlotPositions, Source};
+use sesqui_model::latent::{LatentOrder, SlotPositions, Source};
 use sesqui_model::{Family, LatentTransformer, ModelConfig, Transformer, Visibility};
 use sesqui_trainer::Batches;
 
@@ -20,6 +20,8 @@ use crate::support::{
     CLOSE, Data, RESULTS, assert_close, gradients, measured, parameters, plain, shaken, tracked,
     values,
 };
+
+const SEQUENTIAL: LatentOrder = LatentOrder::Sequential;
 
 const FED: [Thought; 4] = [
     Thought::State,
@@ -45,6 +47,7 @@ fn two() -> [EncodedProblem; 2] {
     ]
 }
 
+const WHOLE: Supervision = Supervision::ChainOfThought;
 const ALIGNED: PositionLayout = PositionLayout::Aligned { question_length: 3 };
 
 /// Two thoughts for each of two steps at most, of chains of three.
@@ -69,6 +72,9 @@ fn laid_out(config: &CurriculumConfig, stage: usize) -> ThoughtBatch {
 #[test]
 fn a_stage_replaces_exactly_its_steps() {
     let (no, yes) = (false, true);
+    let chains = two().map(|problem| sequence(&problem, WHOLE, ALIGNED).unwrap());
+    let chain = SequenceBatch::collate(&chains, &[0, 1], 0).unwrap();
+    assert_eq!((chain.seq, &chain.input_ids[8..10]), (10, &[5, 9][..]));
     // One step gone of each, two thoughts in its place.
     let expected = ThoughtBatch {
         batch: 2,
@@ -89,6 +95,12 @@ fn a_stage_replaces_exactly_its_steps() {
         // The last thought says the first token.
         loss_cells: vec![4, 5, 6, 7, 8, 9, 14, 15, 16],
         targets: vec![22, 23, 24, 5, 9, 1, 5, 9, 1],
+        // After the marker.
+        answer_cells: vec![8, 15],
+        chain_answer_cells: vec![8, 14],
+        thoughts: vec![2, 2],
+        gone: vec![vec![vec![20, 21]], vec![vec![25, 26]]],
+        chain: chain.clone(),
         tokens: 16,
     };
     for padding in [ThoughtPadding::Maximum, ThoughtPadding::None] {
@@ -118,7 +130,11 @@ fn a_stage_replaces_exactly_its_steps() {
         .concat(),
         loss_cells: vec![6, 7, 8, 9, 10, 15, 18, 19],
         targets: vec![23, 24, 5, 9, 1, 5, 9, 1],
+        answer_cells: vec![9, 18],
+        thoughts: vec![4, 2],
+        gone: vec![vec![vec![20, 21], vec![22]], vec![vec![25, 26]]],
         tokens: 17,
+        ..expected
     };
     assert_eq!(laid_out(&config(ThoughtPadding::None), 2), unpadded);
     let padded = laid_out(&config(ThoughtPadding::Maximum), 2);
@@ -356,7 +372,7 @@ fn student(family: Family, thought: Thought, device: &Device) -> LatentTransform
     };
     let backbone = Transformer::new(&config, 30, 5, device).unwrap();
     let feedback = thought.feedback().unwrap();
-    shaken(LatentTransformer::new(backbone, &feedback, device), 6)
+    shaken(LatentTransformer::new(backbone, &feedback, 0, device), 6)
 }
 
 /// States before the final norm of one row, each column computed anew over all before it: no cache, no
@@ -425,7 +441,7 @@ fn thoughts_are_fed_as_by_hand() {
                 let model = student(family, thought, &plain());
                 let on_tape = student(family, thought, &tracked());
                 for (model, what) in [(&model, "plain"), (&on_tape, "tracked")] {
-                    let hidden = values(thought_pass(model, &batch));
+                    let hidden = values(thought_pass(model, &batch, SEQUENTIAL).hidden);
                     for row in 0..2 {
                         for (cell, expected) in
                             alone(&student(family, thought, &plain()), &batch, row)
@@ -453,6 +469,7 @@ fn a_pause_is_a_token_of_its_own() {
     let fresh = LatentTransformer::new(
         model.backbone.clone(),
         &Thought::Pause.feedback().unwrap(),
+        0,
         &plain(),
     );
     assert_close("mean", &values(fresh.pause.unwrap().val()), &mean, 1e-6);
@@ -469,7 +486,10 @@ fn a_pause_is_a_token_of_its_own() {
     // The same columns, read as text.
     said.first_slot += said.slots;
     said.slots = 0;
-    let (found, expected) = (thought_pass(&model, &batch), thought_pass(&model, &said));
+    let (found, expected) = (
+        thought_pass(&model, &batch, SEQUENTIAL).hidden,
+        thought_pass(&model, &said, SEQUENTIAL).hidden,
+    );
     assert_close("a token", &values(found), &values(expected), 1e-6);
 }
 
@@ -480,7 +500,10 @@ fn the_gradient_goes_through_all_thoughts() {
     const STEP: f64 = 4e-3;
     let batch = || laid_out(&config(ThoughtPadding::None), 2);
     for thought in FED {
-        let model = Curriculum::new(student(Family::Gpt2, thought, &tracked()));
+        let model = Curriculum::new(
+            student(Family::Gpt2, thought, &tracked()),
+            &CurriculumConfig::default(),
+        );
         let output = TrainStep::step(&model, batch());
         let found = gradients(&model, &output.grads);
         assert_eq!(found.len(), parameters(&model).len(), "{thought:?}");

@@ -25,3 +25,4 @@ mod resume;
 mod rollouts;
 mod stage2;
 mod support;
+mod teaching;

@@ -398,7 +398,10 @@ fn a_curriculum_ends_in_the_same_bytes_over_changes_of_stage() {
         let model = || {
             let backbone = course.data.teacher(1, &tracked());
             let feedback = thought.feedback().unwrap();
-            Curriculum::new(LatentTransformer::new(backbone, &feedback, &tracked()))
+            Curriculum::new(
+                LatentTransformer::new(backbone, &feedback, 0, &tracked()),
+                &CurriculumConfig::default(),
+            )
         };
         let trained = course.check(&format!("{thought:?}"), model);
         assert!(!moved(&parameters(&model()), &parameters(&trained)).is_empty());

@@ -120,7 +120,7 @@ impl Data {
 
     /// A student that has left its teacher behind but shares parameter ids with it, as in training.
     pub fn student(&self, teacher: &Transformer, device: &Device) -> LatentTransformer {
-        let student = LatentTransformer::new(teacher.clone(), &Feedback::default(), device);
+        let student = LatentTransformer::new(teacher.clone(), &Feedback::default(), 0, device);
         shaken(student, 2)
     }
 

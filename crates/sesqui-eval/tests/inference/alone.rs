@@ -35,7 +35,7 @@ pub fn deep(family: Family) -> ModelConfig {
 pub fn latent_model(family: Family, seed: u64, hidden: usize) -> (LatentTransformer, Shortcuts) {
     let config = deep(family);
     let backbone = Transformer::new(&config, VOCABULARY, seed, &plain()).unwrap();
-    let mut model = LatentTransformer::new(backbone, &Feedback::Linear { scale: 0.5 }, &plain());
+    let mut model = LatentTransformer::new(backbone, &Feedback::Linear { scale: 0.5 }, 0, &plain());
     let mut random = (1..).map(move |index: u64| {
         let index = (index + 1_000 * seed) as f64;
         ((index * 12.9898).sin() * 43_758.545_3).fract() as f32
@@ -293,6 +293,7 @@ pub fn decoding<'a>(
     let slot = |start: i32, slot: usize| start + 2 * slot as i32 + 1;
     LatentDecoding {
         latent_steps: steps,
+        order: sesqui_model::LatentOrder::Sequential,
         slot_positions: starts
             .iter()
             .map(|&start| (0..steps).map(|i| slot(start, i)).collect())

@@ -57,6 +57,7 @@ fn flops_and_layer_calls_are_what_ran() {
                     model: &model,
                     device: &plain(),
                     latent_steps: 4,
+                    order: sesqui_model::LatentOrder::Sequential,
                     trained_latents: 5,
                     positions: SlotPositions::Strided {
                         offset: 1,
@@ -78,6 +79,7 @@ fn flops_and_layer_calls_are_what_ran() {
                 let found = method.respond(&prompt(&asked, 7, 0)).unwrap();
                 let plan = sesqui_reason::LatentDecoding {
                     latent_steps: 4,
+                    order: sesqui_model::LatentOrder::Sequential,
                     slot_positions: starts
                         .iter()
                         .map(|start| [1, 4, 7, 10].map(|gap| start + gap).to_vec())

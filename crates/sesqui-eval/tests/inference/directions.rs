@@ -288,6 +288,7 @@ fn costs_are_what_ran() {
             model: &model,
             device: &device,
             latent_steps: STEPS,
+            order: sesqui_model::LatentOrder::Sequential,
             trained_latents: STEPS,
             positions: SlotPositions::Contiguous,
             rule: ExitRule::Full,

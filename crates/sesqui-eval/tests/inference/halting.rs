@@ -68,6 +68,7 @@ impl Subject {
             model: &self.model,
             device: &self.device,
             latent_steps: STEPS,
+            order: sesqui_model::LatentOrder::Sequential,
             trained_latents: 0,
             positions: POSITIONS,
             rule,
@@ -202,6 +203,7 @@ fn whoever_is_sure_at_once_takes_one_step() {
             });
             let with = |steps: usize, halt| LatentMethod {
                 latent_steps: steps,
+                order: sesqui_model::LatentOrder::Sequential,
                 trained_latents: trained,
                 ..subject.method(ExitRule::Full, halt)
             };
@@ -556,7 +558,7 @@ fn the_smallest_sufficient_number_of_steps_is_found() {
     )
     .unwrap();
     assert_eq!(backbone.config().d_model, shape(Family::Gpt2, 64).d_model);
-    let model = LatentTransformer::new(backbone, &Feedback::Linear { scale: 2.0 }, &plain());
+    let model = LatentTransformer::new(backbone, &Feedback::Linear { scale: 2.0 }, 0, &plain());
     let (device, never) = (plain(), HaltConfig::Never);
     let opening = exercises.encoded[0].answer_start.clone();
     let stop = exercises.tokenizer.eos_id();
@@ -564,6 +566,7 @@ fn the_smallest_sufficient_number_of_steps_is_found() {
         model: &model,
         device: &device,
         latent_steps: steps,
+        order: sesqui_model::LatentOrder::Sequential,
         trained_latents: 0,
         positions: SlotPositions::Contiguous,
         rule: ExitRule::Full,

@@ -7,22 +7,24 @@ use burn::tensor::Tensor;
 use burn::train::TrainStep;
 use sesqui_dataset::encode::{EncodedProblem, PositionLayout};
 use sesqui_distill::curriculum::{Replaced, Thought, thought_pass};
-use sesqui_distill::{Curriculum, ThoughtBatch, ThoughtProblem};
+use sesqui_distill::{Curriculum, CurriculumConfig, ThoughtBatch, ThoughtProblem};
 use sesqui_eval::{LatentMethod, Method};
 use sesqui_model::flops::Flops;
-use sesqui_model::latent::{Continuation, SlotPositions};
+use sesqui_model::latent::{Continuation, LatentOrder, SlotPositions};
 use sesqui_model::{Family, LatentTransformer, ModelConfig, Transformer};
 use sesqui_reason::{Decoding, HaltConfig};
 use sesqui_shortcut::{EntryPosition, ExitRule, KeyValueRule, Landing};
 
 use crate::support::{Exercises, FAMILIES, plain, tracked, values};
 
-const THOUGHTS: [Thought; 4] = [
+const THOUGHTS: [Thought; 5] = [
     Thought::State,
     Thought::Linear { scale: 0.25 },
+    Thought::Projection { width: 8 },
     Thought::Pause,
     Thought::FirstState,
 ];
+const SEQUENTIAL: LatentOrder = LatentOrder::Sequential;
 const LAYERS: usize = 2;
 const STRIDED: SlotPositions = SlotPositions::Strided {
     offset: 5,
@@ -50,8 +52,11 @@ fn trained(exercises: &Exercises, family: Family, thought: Thought) -> LatentTra
     let vocabulary = exercises.tokenizer.vocab_size();
     let backbone = Transformer::new(&config, vocabulary, 3, &device).unwrap();
     let feedback = thought.feedback().unwrap();
-    let student = LatentTransformer::new(backbone, &feedback, &device);
-    let (mut model, mut optimizer) = (Curriculum::new(student), AdamWConfig::new().init());
+    let student = LatentTransformer::new(backbone, &feedback, 0, &device);
+    let (mut model, mut optimizer) = (
+        Curriculum::new(student, &CurriculumConfig::default()),
+        AdamWConfig::new().init(),
+    );
     let problems = problems(&exercises.encoded);
     let pad = exercises.tokenizer.pad_id();
     for update in 0..25 {
@@ -78,6 +83,7 @@ fn method<'a>(
         model,
         device,
         latent_steps,
+        order: SEQUENTIAL,
         trained_latents: 0,
         positions: STRIDED,
         rule: ExitRule::Full,
@@ -96,8 +102,8 @@ fn method<'a>(
 }
 
 /// The likeliest token at every cell where a token of the text is due, over one pass of the whole row.
-fn likeliest(model: &LatentTransformer, batch: &ThoughtBatch) -> Vec<i32> {
-    let hidden = thought_pass(model, batch);
+fn likeliest(model: &LatentTransformer, batch: &ThoughtBatch, order: LatentOrder) -> Vec<i32> {
+    let hidden = thought_pass(model, batch, order).hidden;
     let [rows, seq, d_model] = hidden.dims();
     let backbone = &model.backbone;
     let logits = values(backbone.head(backbone.final_norm(hidden)));
@@ -117,13 +123,21 @@ fn what_is_written_after_thoughts_is_what_a_whole_pass_says() {
     for family in FAMILIES {
         for thought in THOUGHTS {
             let model = trained(&exercises, family, thought);
-            for steps in [0, 1, 3] {
-                let method = method(&model, &device, &exercises, steps, Continuation::Text);
+            let asked = [(0, SEQUENTIAL), (1, SEQUENTIAL), (3, SEQUENTIAL)];
+            let at_once = [1, 2, 3, 4].map(|iterations| (3, LatentOrder::Jacobi { iterations }));
+            let at_once = at_once.into_iter().filter(|_| thought.is_recurrent());
+            for (steps, order) in asked.into_iter().chain(at_once) {
+                let method = LatentMethod {
+                    order,
+                    ..method(&model, &device, &exercises, steps, Continuation::Text)
+                };
+                let passes = order.passes(steps);
                 let task = exercises.task();
                 let prompt = task.prompt(0..8).unwrap();
                 let found = method.respond(&prompt).unwrap();
                 for (row, response) in found.rows.iter().enumerate() {
-                    let what = format!("{family:?}, {thought:?}, {steps} steps, row {row}");
+                    let what =
+                        format!("{family:?}, {thought:?}, {steps} steps, {order:?}, row {row}");
                     // What was said, as if it were the answer.
                     let said = EncodedProblem {
                         steps: Vec::new(),
@@ -139,27 +153,31 @@ fn what_is_written_after_thoughts_is_what_a_whole_pass_says() {
                     let problems = problems(&[said]);
                     let batch =
                         ThoughtBatch::collate(&problems, &[(0, replaced)], &STRIDED, 0).unwrap();
-                    assert_eq!(likeliest(&model, &batch), batch.targets, "{what}");
+                    assert_eq!(likeliest(&model, &batch, order), batch.targets, "{what}");
                     assert_eq!(response.latent_steps, steps, "{what}");
 
                     let marker = &exercises.encoded[0].answer_start;
                     let opens = response.tokens.windows(marker.len());
                     let words = opens.clone().position(|window| window == marker);
                     let words = words.unwrap_or(response.tokens.len());
-                    assert_eq!(response.layer_calls, (steps + words) * LAYERS, "{what}");
+                    let run = passes * steps + words;
+                    assert_eq!(response.layer_calls, run * LAYERS, "{what}");
                     let asked = exercises.encoded[row].question.len();
                     let backbone = &model.backbone;
                     let flops = Flops::new(backbone.config(), backbone.vocabulary());
-                    let reasoned = flops.layers(asked, asked + steps + words);
+                    let again = (passes - 1) as f64 * flops.layers(asked, asked + steps);
+                    let reasoned = again + flops.layers(asked, asked + steps + words);
                     assert_eq!(response.reason_flops, reasoned, "{what}");
                     let all = response.tokens.len();
                     let maps = match thought {
-                        Thought::Linear { .. } => (steps * 2 * 32 * 32) as f64,
-                        _ => 0.0,
+                        Thought::Linear { .. } => 2 * 32 * 32,
+                        Thought::Projection { width } => 2 * 2 * 32 * width,
+                        _ => 0,
                     };
+                    let maps = (passes * steps * maps) as f64;
                     let heads = flops.head() * (all + 1) as f64;
                     let whole = flops.layers(0, asked + steps + all);
-                    assert_eq!(response.flops, whole + heads + maps, "{what}");
+                    assert_eq!(response.flops, whole + again + heads + maps, "{what}");
                 }
             }
         }
@@ -203,7 +221,7 @@ fn no_latent_step_is_an_answer_right_away() {
         };
         let problems = problems(&[said]);
         let batch = ThoughtBatch::collate(&problems, &[(0, none)], &STRIDED, 0).unwrap();
-        let expected = likeliest(&model, &batch);
+        let expected = likeliest(&model, &batch, SEQUENTIAL);
         assert_eq!(expected[marker.len()..], batch.targets[marker.len()..]);
     }
     // There is nothing to stop before.
@@ -234,4 +252,48 @@ fn a_first_state_is_fed_in_every_step() {
     let fed = |first: Tensor<3>, newest: Tensor<3>| values(model.fed(&first, &newest).clone());
     let [first, newest] = [0, 2].map(|index: usize| decoded.states[index].clone());
     assert_eq!(fed(first, newest), states[0]);
+}
+
+/// Latent steps all at once: as many iterations as steps are the steps one after another; nothing can come
+/// between them.
+#[test]
+fn as_many_iterations_as_steps_are_steps_one_after_another() {
+    let (exercises, device) = (Exercises::new(8), plain());
+    let model = trained(&exercises, FAMILIES[0], Thought::Linear { scale: 0.25 });
+    let task = exercises.task();
+    let prompt = task.prompt(0..8).unwrap();
+    let ask = |order| {
+        let plain = method(&model, &device, &exercises, 4, Continuation::Answer);
+        LatentMethod { order, ..plain }.decode(&prompt).unwrap()
+    };
+    let expected = ask(SEQUENTIAL);
+    let jacobi = |iterations| ask(LatentOrder::Jacobi { iterations });
+    let found = jacobi(4);
+    assert_eq!(found.rows, expected.rows);
+    assert_eq!(found.states.len(), expected.states.len());
+    for (found, expected) in found.states.iter().zip(&expected.states) {
+        let pairs = values(found.clone())
+            .into_iter()
+            .zip(values(expected.clone()));
+        // Rows of several positions sum in another order than rows of one; states are at most 4.
+        assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 2e-5));
+    }
+    // What is never asked more often than it helps, and what is not settled yet.
+    assert_eq!(jacobi(9).rows, expected.rows);
+    let early = values(jacobi(2).states[3].clone());
+    assert_ne!(early, values(expected.states[3].clone()));
+
+    let halting = LatentMethod {
+        order: LatentOrder::Jacobi { iterations: 2 },
+        halt: (&HaltConfig::Entropy(Default::default()), None),
+        ..method(&model, &device, &exercises, 4, Continuation::Answer)
+    };
+    let refused = halting.respond(&prompt).unwrap_err().to_string();
+    assert!(refused.contains("all at once"), "{refused}");
+    let pauses = trained(&exercises, FAMILIES[0], Thought::Pause);
+    let pausing = LatentMethod {
+        order: LatentOrder::Jacobi { iterations: 2 },
+        ..method(&pauses, &device, &exercises, 4, Continuation::Answer)
+    };
+    assert!(pausing.respond(&prompt).is_err());
 }

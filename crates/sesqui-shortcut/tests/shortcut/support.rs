@@ -73,7 +73,7 @@ impl Setup {
             ..ModelConfig::default()
         };
         let backbone = Transformer::new(&config, 11, 1, device).unwrap();
-        let model = LatentTransformer::new(backbone, &Feedback::default(), device);
+        let model = LatentTransformer::new(backbone, &Feedback::default(), 0, device);
         let shortcuts = Shortcuts::new(&shortcut_config(router_width), &config, 2, device);
         Self {
             model: model.map(&mut Shake(Random(3))),

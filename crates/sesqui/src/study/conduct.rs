@@ -9,12 +9,14 @@ use burn::train::Interrupter;
 use jiff::Timestamp;
 use sesqui_eval::EvaluationConfig;
 use sesqui_run::directory::run_name;
-use sesqui_run::{DirectoryError, RunDirectory, StudyDirectory, atomic_write};
+use sesqui_run::{DirectoryError, RunDirectory, StudyDirectory, Summary, atomic_write};
 
+use super::cost::planned;
 use super::measure::{Asking, Record};
 use super::pareto::{self, Cost};
 use super::plan::{Adjustments, Plan, PlannedRun};
 use super::report::Report;
+use super::table::large;
 use super::{Study, markdown, table};
 use crate::cli::{ConfigArguments, PlaceArguments};
 use crate::execution::{self, Ending, Execution};
@@ -22,7 +24,7 @@ use crate::experiment::Experiment;
 use crate::misuse::INTERRUPTED;
 use crate::output::say;
 use crate::reasoning::{LatentSteps, ReasoningConfig};
-use crate::screen::{RendererChoice, stop_on_ctrl_c};
+use crate::screen::{RendererChoice, spinner, stop_on_ctrl_c};
 use crate::start::check_starts;
 use crate::workbench::{Workbench, data_root};
 use crate::{halting, preparation, provenance, token_exit};
@@ -84,7 +86,7 @@ pub fn conduct(asked: &Conduct<'_>) -> Result<ExitCode> {
     let mut data = Vec::new();
     // One seed stands for all: they differ in what is drawn, not in what is set.
     for run in plan.of_first_seed() {
-        if asked.dry_run || Record::read(&there.run(&run.name)?)?.is_none() {
+        if asked.dry_run || Record::read(&there.run(&run.name)?, &run.methods)?.is_none() {
             data.push(checked(run, &study.value, asked)?);
         }
     }
@@ -99,6 +101,12 @@ pub fn conduct(asked: &Conduct<'_>) -> Result<ExitCode> {
     }
     let configurations = plan.configurations();
     let directory = StudyDirectory::open_or_create(&folder, &study.text, &configurations)?;
+    if !directory.grown().is_empty() {
+        say(format!(
+            "the study grows by {}",
+            directory.grown().join(", ")
+        ))?;
+    }
 
     let interrupter = Interrupter::new();
     stop_on_ctrl_c(&interrupter)?;
@@ -156,6 +164,20 @@ pub fn conduct(asked: &Conduct<'_>) -> Result<ExitCode> {
     }
 }
 
+/// Whether all stages of the configuration with this `hash` are trained and measured in `run`, which may have
+/// had fewer when it was.
+fn is_measured(run: &RunDirectory, hash: &str) -> Result<bool> {
+    let path = run.summary();
+    if !path.is_file() {
+        return Ok(false);
+    }
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let summary: Summary =
+        serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    Ok(summary.config_hash == hash)
+}
+
 /// A study that this process works on.
 struct AtWork<'a> {
     asked: &'a Conduct<'a>,
@@ -171,7 +193,7 @@ impl AtWork<'_> {
     /// Brings one run to its end, unless it is there or another process does so.
     fn take(&self, run: &PlannedRun) -> Result<Left> {
         let paths = self.directory.run(&run.name)?;
-        if Record::read(&paths)?.is_some() {
+        if Record::read(&paths, &run.methods)?.is_some() {
             return Ok(Left::Before);
         }
         if self.interrupter.should_stop() {
@@ -184,13 +206,13 @@ impl AtWork<'_> {
             Err(error) => return Err(error.into()),
         };
         // Another process may have finished it before it let go of the lock.
-        if Record::read(&paths)?.is_some() {
+        if Record::read(&paths, &run.methods)?.is_some() {
             return Ok(Left::Before);
         }
         say(format!("\n{}", run.name))?;
         let experiment = &run.resolved.value;
         let workbench = execution::prepare(experiment, &self.data_root())?;
-        if !held.summary().is_file() {
+        if !is_measured(&held, &run.resolved.hash)? {
             let execution = Execution {
                 resolved: &run.resolved,
                 variant: self.variant,
@@ -281,8 +303,12 @@ fn checked(run: &PlannedRun, study: &Study, asked: &Conduct<'_>) -> Result<Strin
                 .with_context(|| format!("method {}", shown.method))?;
         }
         let corpus = &workbench.corpus;
+        let training = match asked.dry_run {
+            true => format!("\n{}", training(experiment, &workbench)?),
+            false => String::new(),
+        };
         Ok(format!(
-            "{}: {}, {} train, {} validation, {}",
+            "{}: {}, {} train, {} validation, {}{training}",
             run.name,
             corpus.name,
             corpus.train.len(),
@@ -296,6 +322,25 @@ fn checked(run: &PlannedRun, study: &Study, asked: &Conduct<'_>) -> Result<Strin
         ))
     };
     check().with_context(|| format!("run {}", run.name))
+}
+
+/// As text: the operations that training takes, for each stage and in all.
+fn training(experiment: &Experiment, workbench: &Workbench) -> Result<String> {
+    let waiting = spinner("counting operations");
+    let planned = planned(experiment, workbench);
+    waiting.finish_and_clear();
+    let planned = planned?;
+    let stages = planned.iter().map(|(stage, flops)| match flops {
+        Some(flops) => format!("{stage} {}", large(*flops)),
+        None => format!("{stage} not counted"),
+    });
+    let stages: Vec<String> = stages.collect();
+    let all: f64 = planned.iter().filter_map(|(_, flops)| *flops).sum();
+    Ok(format!(
+        "  FLOPs of training, evaluations not counted: {}; in all {}",
+        stages.join(", "),
+        large(all)
+    ))
 }
 
 /// Whether a method, which is all of `alone`, can be asked under its own `[reasoning]` and with every number of

@@ -6,12 +6,13 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sesqui_dataset::batch::SequenceBatch;
 use sesqui_distill::align::Teacher;
+use sesqui_distill::curriculum::{Distillation, StepSupervision, dictated};
 use sesqui_distill::latent::Rollout;
 use sesqui_distill::rollout::exits_drawn;
 use sesqui_distill::shortcut::{ShortcutLoss, StudentInputs, Trains};
 use sesqui_distill::{
-    AlignConfig, Cuts, EarlyExitBatch, EarlyExitBatches, LatentBatch, ShortcutStageConfig,
-    ThoughtBatch,
+    AlignConfig, CurriculumConfig, Cuts, EarlyExitBatch, EarlyExitBatches, LatentBatch,
+    ShortcutStageConfig, ThoughtBatch,
 };
 use sesqui_model::flops::Flops;
 use sesqui_run::rows::read_rows;
@@ -124,6 +125,26 @@ pub fn stage_costs(
         .collect())
 }
 
+/// Operations that training each stage will take, if it trains to the end.
+///
+/// # Errors
+///
+/// When data does not fit, or a start cannot be read.
+pub fn planned(
+    experiment: &Experiment,
+    workbench: &Workbench,
+) -> Result<Vec<(String, Option<f64>)>> {
+    experiment
+        .stages
+        .iter()
+        .map(|stage| {
+            let steps = stage.training.steps;
+            let flops = operations(experiment, workbench, stage, steps)?;
+            Ok((stage.name.clone(), flops))
+        })
+        .collect()
+}
+
 /// Steps, tokens and seconds as the rows of `metrics.jsonl` have them. The clock of a row starts anew where
 /// training is gone on with; the tokens of a step over its tokens per second are its time wherever it ran.
 fn taken(stage: &str, rows: &[MetricRow]) -> TrainingCost {
@@ -201,7 +222,7 @@ fn operations(
                 return cut(Cuts::Steps(plan));
             }
             let (batches, _) = workbench.thought_batches(stage, config, &plan, context, seed)?;
-            let of = |batch: &ThoughtBatch| 3.0 * counter.thoughts(batch);
+            let of = |batch: &ThoughtBatch| counter.curriculum(config, batch);
             total(&batches, steps, parts, &of).map(Some)
         }
         Objective::Icot(config) => cut(Cuts::Tokens(config.plan(workbench.training()))),
@@ -271,10 +292,42 @@ impl Counter<'_> {
         rows.sum::<f64>() + (targets.count() * read.count()) as f64 * self.flops.head()
     }
 
-    /// Question, thoughts and text, each once, the head where the loss is.
-    fn thoughts(&self, batch: &ThoughtBatch) -> f64 {
+    /// Question, thoughts as often as they are computed, and text, the head where the loss is; the chain of
+    /// thought where it teaches; the decoder of steps.
+    fn curriculum(&self, config: &CurriculumConfig, batch: &ThoughtBatch) -> f64 {
         let read = batch.targets.len() as f64;
-        self.rows(&batch.real, batch.seq) + read * self.flops.head()
+        let again = config.order.passes(batch.slots) - 1;
+        let again = match again {
+            0 => 0.0,
+            again => {
+                let after = batch.first_slot + batch.slots;
+                let question = batch.columns(&batch.real, 0..batch.first_slot);
+                let thoughts = batch.columns(&batch.real, 0..after);
+                let thoughts = self.rows(&thoughts, after) - self.rows(&question, batch.first_slot);
+                again as f64 * thoughts
+            }
+        };
+        let student = self.rows(&batch.real, batch.seq) + again + read * self.flops.head();
+        let taught = match config.distillation {
+            Distillation::None => 0.0,
+            Distillation::Codi { teacher, .. } if teacher > 0.0 => {
+                3.0 * self.chain(&batch.chain, true)
+            }
+            Distillation::Codi { .. } => self.chain(&batch.chain, false),
+        };
+        let said = match config.step_supervision {
+            StepSupervision::None => 0.0,
+            StepSupervision::Decoder { .. } => {
+                let width = config.thoughts_per_step;
+                let steps = dictated(batch, width).into_iter();
+                let steps = steps.map(|step| {
+                    let tokens = step.tokens.len();
+                    self.flops.layers(0, width + tokens - 1) + tokens as f64 * self.flops.head()
+                });
+                steps.sum()
+            }
+        };
+        3.0 * (student + said) + taught
     }
 
     /// The student on question, latent steps and answer, the head where it is read.

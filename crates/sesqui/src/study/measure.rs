@@ -54,24 +54,29 @@ pub struct Measurement {
 
 impl Record {
     /// Where the record of a run is.
-    pub fn path(run: &RunPaths) -> PathBuf {
+    fn path(run: &RunPaths) -> PathBuf {
         folder(run).join("record.json")
     }
 
-    /// The record of a run, if it is there.
+    /// The record of a run, if it is there and of all of `methods`: a study may have grown since.
     ///
     /// # Errors
     ///
     /// When it cannot be read.
-    pub fn read(run: &RunPaths) -> Result<Option<Self>> {
+    pub fn read(run: &RunPaths, methods: &[Shown]) -> Result<Option<Self>> {
         let path = Self::path(run);
         if !path.is_file() {
             return Ok(None);
         }
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("cannot read {}", path.display()))?;
-        let record = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-        Ok(Some(record))
+        let record: Self =
+            serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        let asked = |shown: &Shown| {
+            let mut measured = record.measurements.iter();
+            measured.any(|found| (&found.method, &found.stage) == (&shown.method, &shown.stage))
+        };
+        Ok(methods.iter().all(asked).then_some(record))
     }
 
     fn write(&self, run: &RunPaths) -> Result<()> {

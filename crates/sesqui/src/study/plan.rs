@@ -168,7 +168,7 @@ impl PlannedRun {
     }
 
     fn state(&self, paths: &RunPaths) -> Result<String> {
-        if Record::path(paths).is_file() {
+        if Record::read(paths, &self.methods)?.is_some() {
             return Ok("finished".to_owned());
         }
         if paths.summary().is_file() {

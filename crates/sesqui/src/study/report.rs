@@ -158,7 +158,7 @@ impl Report {
         let mut found = Vec::new();
         for run in &plan.runs {
             let paths = directory.run(&run.name)?;
-            match Record::read(&paths)? {
+            match Record::read(&paths, &run.methods)? {
                 Some(record) => {
                     found.extend(rows(run, &paths, &record)?);
                     report.origin(&paths)?;

@@ -9,7 +9,7 @@ use sesqui_run::Summary;
 
 use crate::support::{run, succeed};
 
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 10] = [
     ("coconut", "coconut"),
     ("no-thought", "no_thought"),
     ("without-curriculum", "without_curriculum"),
@@ -17,6 +17,9 @@ const FILES: [(&str, &str); 7] = [
     ("question-pause", "question_pause"),
     ("pause-thought", "pause_thought"),
     ("icot", "icot"),
+    ("codi", "codi"),
+    ("sim-cot", "sim_cot"),
+    ("pccot", "pccot"),
 ];
 
 fn file(name: &str) -> String {
@@ -67,7 +70,9 @@ fn every_rival_runs_from_its_file() {
         let (value, expected) = match name {
             // A token after each update, of 42.
             "icot" => ("removed_tokens", [9.0, 19.0]),
-            "without-curriculum" | "pause" | "question-pause" => ("curriculum_stage", [6.0; 2]),
+            "without-curriculum" | "pause" | "question-pause" | "codi" | "pccot" => {
+                ("curriculum_stage", [6.0; 2])
+            }
             // Two updates to each of six stages.
             _ => ("curriculum_stage", [5.0, 6.0]),
         };
@@ -95,8 +100,20 @@ fn every_rival_runs_from_its_file() {
             // Nothing that is fed could be refined, unless it is the newest state.
             let refine = ["--refine", "residual=0.5"];
             let out = succeed("evaluate", &[&[path][..], &words, &refine].concat());
-            let plain = out.contains("feeds back no state that could be refined");
-            assert_eq!(plain, name != "without-curriculum", "{name}: {out}");
+            let reason = match name {
+                "pause" | "pause-thought" | "question-pause" => {
+                    Some("feeds back no state that could be refined")
+                }
+                "pccot" => Some("computes its latent steps all at once"),
+                _ => None,
+            };
+            match reason {
+                Some(reason) => assert!(out.contains(reason), "{name}: {out}"),
+                None => assert!(out.contains(&format!("{stage}, residual")), "{name}: {out}"),
+            }
+            if let "codi" | "sim-cot" | "pccot" = name {
+                taught(&at, name, stage, &words);
+            }
         } else {
             thoughts(&at, &words);
         }
@@ -188,6 +205,54 @@ fn thoughts(at: &Path, words: &[&str]) {
     succeed("train", &words);
 }
 
+/// What teaches leaves its losses in the metrics and nothing in the model that is asked; latent steps in
+/// either order.
+fn taught(at: &Path, name: &str, stage: &str, words: &[&str]) {
+    let path = at.to_str().unwrap();
+    let present = |value| {
+        validations(at, stage, value)
+            .iter()
+            .all(|(_, found)| found.is_some())
+    };
+    let losses = ["text", "teacher", "states", "steps"].map(present);
+    let expected = match name {
+        "sim-cot" => [true, false, false, true],
+        _ => [true, true, true, false],
+    };
+    assert_eq!(losses, expected, "{name}");
+    let calls = |order: &str| -> f64 {
+        let set = format!("reasoning.order={order}");
+        let answer = "reasoning.continuation=answer";
+        let out = at.parent().unwrap().join("asked");
+        let asked = [
+            "--set",
+            &set,
+            "--set",
+            answer,
+            "--out",
+            out.to_str().unwrap(),
+        ];
+        succeed("evaluate", &[&[path], words, &asked].concat());
+        let file = std::fs::read_dir(&out)
+            .unwrap()
+            .map(|file| file.unwrap().path());
+        let mut file = file.filter(|path| path.extension().is_some_and(|end| end == "json"));
+        let text = std::fs::read_to_string(file.next().unwrap()).unwrap();
+        std::fs::remove_dir_all(&out).unwrap();
+        let found: Value = serde_json::from_str(&text).unwrap();
+        found["summary"]["layer_calls"].as_f64().unwrap()
+    };
+    // Six latent steps, two layers.
+    assert_eq!(calls("{ kind = \"sequential\" }"), 12.0, "{name}");
+    assert_eq!(
+        calls("{ kind = \"jacobi\", iterations = 2 }"),
+        24.0,
+        "{name}"
+    );
+    let trained = if name == "pccot" { 36.0 } else { 12.0 };
+    assert_eq!(calls("{ kind = \"as-trained\" }"), trained, "{name}");
+}
+
 /// What cannot be is refused before anything is trained.
 #[test]
 fn settings_that_make_no_sense_are_refused() {
@@ -212,6 +277,26 @@ fn settings_that_make_no_sense_are_refused() {
             "coconut",
             "reasoning.latent_steps=40",
             "with reasoning.latent_steps = 40 it needs ",
+        ),
+        (
+            "codi",
+            "stages.codi.objective.distillation.states=-1",
+            "stages.codi.objective.distillation.states: -1 is not a weight; give 0 or more",
+        ),
+        (
+            "pause",
+            "stages.pause.objective.step_supervision={ kind = \"decoder\" }",
+            "stages.pause.objective.step_supervision: these thoughts are fed nothing that could hold a step",
+        ),
+        (
+            "pccot",
+            "stages.pccot.objective.order.iterations=0",
+            "stages.pccot.objective.order.iterations: must be at least 1",
+        ),
+        (
+            "pccot",
+            "reasoning={ order = { kind = \"jacobi\", iterations = 2 }, halt = { kind = \"entropy\" } }",
+            "reasoning.order: nothing can be refined or stopped between latent steps",
         ),
         (
             "icot",

@@ -96,6 +96,8 @@ fn a_study_is_trained_once_and_tabled_however_it_is_cut_up() {
     };
     assert_eq!(timeless(&cut), timeless(&whole));
 
+    grows(&cut);
+
     // Another study does not go on in this directory, and nothing of it changes.
     let before = files(&whole);
     let other = [&arguments(&whole)[..], &["--set", "latent_steps=[1]"]].concat();
@@ -104,6 +106,52 @@ fn a_study_is_trained_once_and_tabled_however_it_is_cut_up() {
     let part = "holds another study (old → new):\n  latent_steps: [] → [1]";
     assert!(refused.error.contains(part), "{}", refused.error);
     assert!(files(&whole) == before);
+}
+
+/// A finished study that gets a method more trains that alone.
+fn grows(at: &Path) {
+    let text = std::fs::read_to_string(root().join(STUDY)).unwrap();
+    let wider = at.parent().unwrap().join("wider.toml");
+    let method = "\n[[data_sets.methods]]\nname = \"coconut\"\nstage = \"coconut\"\n\
+                  config = \"experiments/arith-dag/coconut.toml\"\n";
+    std::fs::write(&wider, text + method).unwrap();
+    let runs = RUNS.map(|name| at.join("runs").join(name));
+    let trained = |run: &Path| {
+        let kept = files(&run.join("checkpoints"));
+        let kept: BTreeMap<_, _> = kept.into_iter().collect();
+        kept
+    };
+    let before = runs.each_ref().map(|run| trained(run));
+    let mut asked = arguments(at);
+    let place = asked.iter().position(|word| *word == STUDY).unwrap();
+    asked[place] = wider.to_str().unwrap();
+    let said = succeed("train", &asked);
+    assert!(
+        said.contains("the study grows by data_sets.arith-dag.methods.coconut"),
+        "{said}"
+    );
+    let report = report(at);
+    assert_eq!(list(&report, "unfinished").len(), 0);
+    let pooled = list(&report, "pooled").iter();
+    let methods = pooled
+        .filter(|row| row["asked"].is_null())
+        .map(|row| row["method"].clone());
+    let methods: Vec<_> = methods.collect();
+    let expected: Vec<&str> = METHODS.into_iter().chain(["coconut"]).collect();
+    assert_eq!(methods, expected);
+    for (run, before) in runs.iter().zip(before) {
+        let after = trained(run);
+        assert!(
+            before
+                .iter()
+                .all(|(path, bytes)| after.get(path) == Some(bytes))
+        );
+        assert!(after.len() > before.len());
+    }
+    // It does not shrink again.
+    let back = run("train", &arguments(at));
+    assert_eq!(back.code, Some(2), "{}", back.error);
+    assert!(back.error.contains("holds another study"), "{}", back.error);
 }
 
 /// `study.json`: every method with every seed and pooled, its numbers of latent steps, its training.
