@@ -106,6 +106,11 @@ impl SequenceBatches {
             pad,
         })
     }
+
+    /// Which rows come when.
+    pub fn order(&self) -> &StepOrder {
+        &self.order
+    }
 }
 
 impl Batches<SequenceBatch> for SequenceBatches {

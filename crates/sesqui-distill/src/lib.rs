@@ -1,10 +1,10 @@
 //! What one training step means.
 //!
 //! In here: objectives as Burn train steps over a backbone, and the batches they read: supervised
-//! fine-tuning with a chain of thought and without; the two stages of System-1.5 Reasoning (arXiv
-//! 2505.18962), language-to-latent alignment and shortcut learning, and both at once; a head that says how many
-//! latent steps a question needs; the curricula of Coconut, CODI, SIM-CoT and PCCoT, and of stepwise
-//! internalization. D1 to D21 are what
+//! fine-tuning with a chain of thought and without, and with losses at intermediate layers (LITE, LayerSkip);
+//! the two stages of System-1.5 Reasoning (arXiv 2505.18962), language-to-latent alignment and shortcut
+//! learning, and both at once; a head that says how many latent steps a question needs; the curricula of
+//! Coconut, CODI, SIM-CoT and PCCoT, and of stepwise internalization. D1 to D21 are what
 //! the paper leaves open, by the numbers of `docs/decisions/0012-what-the-paper-leaves-open.md`. Beside
 //! them, what a step is worth to the answer under a chain-of-thought model.
 //!
@@ -15,6 +15,7 @@ pub mod align;
 pub mod batches;
 pub mod curriculum;
 pub mod dropout;
+pub mod early_exit;
 pub mod halt;
 pub mod icot;
 pub mod importance;
@@ -29,6 +30,7 @@ pub mod supervised;
 pub use align::{Align, AlignConfig};
 pub use batches::{CutBatches, Cuts, JointBatches, LatentBatches, SequenceBatches, ThoughtBatches};
 pub use curriculum::{Curriculum, CurriculumConfig, CurriculumPlan, ThoughtBatch, ThoughtProblem};
+pub use early_exit::{EarlyExit, EarlyExitBatch, EarlyExitBatches, EarlyExitConfig, EarlyExitPlan};
 pub use halt::{Halt, HaltBatch, HaltBatches, HaltStageConfig};
 pub use icot::{IcotConfig, IcotPlan};
 pub use joint::{Joint, JointBatch, JointConfig};

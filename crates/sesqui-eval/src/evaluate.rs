@@ -114,6 +114,12 @@ pub struct QuestionRow {
     /// Of the operations those that went into that.
     #[serde(default, skip_serializing_if = "is_none")]
     pub probe_flops: f64,
+    /// Tokens drafted by the first layers.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub drafted: usize,
+    /// Of these the ones that the other layers accepted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub accepted: usize,
 }
 
 fn is_zero(count: &usize) -> bool {
@@ -265,6 +271,8 @@ pub fn answer_all(
                 reason_flops: response.reason_flops,
                 probe_layer_calls: response.probe_layer_calls,
                 probe_flops: response.probe_flops,
+                drafted: response.drafts.drafted,
+                accepted: response.drafts.accepted,
             });
             traces.push(response.slots);
         }

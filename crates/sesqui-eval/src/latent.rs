@@ -262,6 +262,7 @@ impl LatentMethod<'_> {
             reason_flops,
             probe_layer_calls: cost.probe_calls,
             probe_flops: cost.probes + cost.probe_around,
+            drafts: Default::default(),
             tokens: row.tokens,
             slots: row.slots,
         }

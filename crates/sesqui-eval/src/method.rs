@@ -5,7 +5,8 @@ use std::time::Duration;
 use burn::tensor::Device;
 use sesqui_model::Transformer;
 use sesqui_model::flops::Flops;
-use sesqui_reason::{Decoding, Prompt, PromptError, greedy};
+use sesqui_reason::token_exit::{self, Drafts, ExitRow, TokenRun};
+use sesqui_reason::{Decoding, Prompt, PromptError, TokenExit};
 use sesqui_shortcut::SlotTrace;
 
 /// What one question got back.
@@ -29,6 +30,8 @@ pub struct Response {
     pub probe_layer_calls: usize,
     /// Of `flops` those that went into that, heads included.
     pub probe_flops: f64,
+    /// What became of drafted tokens, where the first layers draft.
+    pub drafts: Drafts,
 }
 
 /// What a batch got back.
@@ -62,44 +65,78 @@ pub struct TokenDecoding<'a> {
     pub device: &'a Device,
     /// When to stop.
     pub decoding: Decoding,
+    /// After how many layers a token is chosen.
+    pub exit: TokenExit,
     /// The tokens that open the answer.
     pub answer_start: &'a [u32],
 }
 
 impl Method for TokenDecoding<'_> {
     fn respond(&self, prompt: &Prompt) -> Result<Responses, PromptError> {
-        let decoded = greedy(self.model, prompt, self.decoding, self.device)?;
-        let flops = Flops::new(self.model.config(), self.model.vocabulary());
-        let layers = self.model.layers.len();
+        let (model, decoding) = (self.model, self.decoding);
+        let decoded = token_exit::decode(model, prompt, decoding, self.exit, self.device)?;
         let mut longest = 0;
         let mut rows = Vec::with_capacity(decoded.rows.len());
-        for (row, real) in decoded
-            .rows
-            .into_iter()
-            .zip(prompt.real.chunks_exact(prompt.seq))
-        {
+        let real = prompt.real.chunks_exact(prompt.seq);
+        for (row, real) in decoded.rows.into_iter().zip(real) {
             let asked = real.iter().filter(|&&real| real).count();
-            let generated = row.tokens.len();
-            let reasoning = reasoning_tokens(&row.tokens, self.answer_start);
-            longest = longest.max(reasoning);
-            rows.push(Response {
-                latent_steps: 0,
-                layer_calls: reasoning * layers,
-                slots: Vec::new(),
-                reason_flops: flops.layers(asked, asked + reasoning),
-                flops: flops.layers(0, asked + generated) + flops.head() * (generated + 1) as f64,
-                probe_layer_calls: 0,
-                probe_flops: 0.0,
-                tokens: row.tokens,
-            });
+            let reasoning = reasoning_tokens(&row.decoded.tokens, self.answer_start);
+            longest = longest.max(row.chosen_after[reasoning]);
+            rows.push(self.response(row, asked, reasoning, decoded.prompt_layers));
         }
-        let longest = longest.min(decoded.steps.len());
         Ok(Responses {
             rows,
             prefill: decoded.prefill,
             reasoning: decoded.steps[..longest].iter().sum(),
             answer: decoded.steps[longest..].iter().sum(),
         })
+    }
+}
+
+impl TokenDecoding<'_> {
+    /// What a question of `asked` tokens got back, with so many tokens of `reasoning`. What ran at the place
+    /// of a token, rejected drafts included, counts as that of the token.
+    fn response(
+        &self,
+        row: ExitRow,
+        asked: usize,
+        reasoning: usize,
+        prompt_layers: usize,
+    ) -> Response {
+        let flops = Flops::new(self.model.config(), self.model.vocabulary());
+        // A token sees all before it and itself, in every layer that it runs.
+        let inside = |run: &TokenRun, before: usize| {
+            run.layers as f64 * (flops.layer() + flops.attention(before + 1))
+                + run.filled as f64 * flops.key_values()
+        };
+        let mut layer_calls = 0;
+        let mut reason_flops = 0.0;
+        let mut others = inside(&row.question_end, asked - 1);
+        let mut heads = row.question_end.heads;
+        for (place, run) in &row.runs {
+            let ran = inside(run, asked + place);
+            heads += run.heads;
+            if *place < reasoning {
+                layer_calls += run.layers;
+                reason_flops += ran;
+            } else {
+                others += ran;
+            }
+        }
+        others += (1..asked)
+            .map(|keys| prompt_layers as f64 * (flops.layer() + flops.attention(keys)))
+            .sum::<f64>();
+        Response {
+            latent_steps: 0,
+            layer_calls,
+            slots: Vec::new(),
+            reason_flops,
+            flops: others + reason_flops + heads as f64 * flops.head(),
+            probe_layer_calls: 0,
+            probe_flops: 0.0,
+            drafts: row.drafts,
+            tokens: row.decoded.tokens,
+        }
     }
 }
 

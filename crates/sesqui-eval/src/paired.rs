@@ -228,6 +228,8 @@ mod tests {
             reason_flops: 0.0,
             probe_layer_calls: 0,
             probe_flops: 0.0,
+            drafted: 0,
+            accepted: 0,
         }
     }
 

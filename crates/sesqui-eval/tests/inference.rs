@@ -34,3 +34,5 @@ mod scoring;
 mod support;
 #[path = "inference/thoughts.rs"]
 mod thoughts;
+#[path = "inference/token_exit.rs"]
+mod token_exit;

@@ -99,6 +99,29 @@ impl KvCache {
         }
     }
 
+    /// Makes `entries` of `row`, in every layer, holes that it never sees again.
+    ///
+    /// # Panics
+    ///
+    /// If a layer does not hold them.
+    pub fn forget(&mut self, row: usize, entries: Range<usize>) {
+        for layer in &mut self.layers {
+            layer.visible[row][entries.clone()].fill(false);
+        }
+    }
+
+    /// Drops the last entries of each layer that no row sees, so that others can take their place.
+    pub fn trim(&mut self) {
+        for layer in &mut self.layers {
+            let seen = |row: &Vec<bool>| row.iter().rposition(|&seen| seen).map_or(0, |at| at + 1);
+            let length = layer.visible.iter().map(seen).max().unwrap_or(0);
+            layer
+                .visible
+                .iter_mut()
+                .for_each(|row| row.truncate(length));
+        }
+    }
+
     /// Number of rows.
     pub fn batch(&self) -> usize {
         self.layers.first().map_or(0, |layer| layer.visible.len())

@@ -39,6 +39,12 @@ impl<'a> Flops<'a> {
         2.0 * (self.config.d_model * self.vocabulary) as f64
     }
 
+    /// Keys and values of one layer for one position that does not run it.
+    pub fn key_values(&self) -> f64 {
+        let config = self.config;
+        4.0 * (config.d_model * config.key_value_heads() * config.d_head()) as f64
+    }
+
     /// All layers for positions `from..to` of a sequence, each seeing all before it and itself.
     pub fn layers(&self, from: usize, to: usize) -> f64 {
         let layers = self.config.layers as f64;

@@ -75,6 +75,24 @@ impl Transformer {
         &self.config
     }
 
+    /// The model of the first `layers` layers, with the same embeddings, final norm and head: what it says
+    /// is what this one's head reads after them (LITE, arXiv 2310.18581).
+    ///
+    /// # Panics
+    ///
+    /// If it has fewer.
+    pub fn first_layers(&self, layers: usize) -> Self {
+        assert!(
+            layers <= self.layers.len(),
+            "{layers} of {} layers",
+            self.layers.len()
+        );
+        let mut model = self.clone();
+        model.layers.truncate(layers);
+        model.config.layers = layers;
+        model
+    }
+
     /// Number of token ids.
     pub fn vocabulary(&self) -> usize {
         self.token_embedding.weight.shape().dims::<2>()[0]

@@ -90,37 +90,78 @@ pub(crate) fn go_on(
     decoding: Decoding,
     device: &Device,
 ) -> (Vec<DecodedRow>, Vec<Duration>) {
-    let (batch, context) = (next.len(), model.config().context);
-    let mut rows = vec![DecodedRow::default(); batch];
-    let mut live = vec![true; batch];
+    let mut progress = Progress::new(first, model.config().context, decoding);
     let mut steps = Vec::new();
-    for step in 0..=decoding.max_tokens {
-        for row in 0..batch {
-            let position = first[row] as usize + step;
-            if live[row] && next[row] == decoding.stop {
-                rows[row].stopped = true;
-                live[row] = false;
-            }
-            live[row] &= step < decoding.max_tokens && position < context;
-            if live[row] {
-                rows[row].tokens.push(next[row]);
-            }
+    loop {
+        for (row, &token) in next.iter().enumerate() {
+            progress.take(row, token);
         }
-        if !live.iter().any(|&live| live) {
+        if progress.has_ended() {
             break;
         }
         let clock = Instant::now();
         let ids: Vec<i32> = next.iter().map(|&token| token as i32).collect();
-        let positions: Vec<i32> = first
-            .iter()
-            // An ended row may be past the last position; nobody sees what it does there.
-            .map(|&first| (first + step as i32).min(context as i32 - 1))
-            .collect();
-        let normed = feed(model, cache, ids, positions, &live, device);
+        let positions = (0..next.len()).map(|row| progress.newest(row)).collect();
+        let normed = feed(model, cache, ids, positions, &progress.live, device);
         next = read_argmax(model, normed);
         steps.push(clock.elapsed());
     }
-    (rows, steps)
+    (progress.rows, steps)
+}
+
+/// How far the rows of a batch are.
+pub(crate) struct Progress<'a> {
+    first: &'a [i32],
+    context: usize,
+    decoding: Decoding,
+    pub(crate) rows: Vec<DecodedRow>,
+    /// Whether a row has not ended yet.
+    pub(crate) live: Vec<bool>,
+}
+
+impl<'a> Progress<'a> {
+    /// Nothing generated yet; the first token of each row stands at position `first`.
+    pub(crate) fn new(first: &'a [i32], context: usize, decoding: Decoding) -> Self {
+        Self {
+            first,
+            context,
+            decoding,
+            rows: vec![DecodedRow::default(); first.len()],
+            live: vec![true; first.len()],
+        }
+    }
+
+    /// Gives `row` its next token, unless it has ended. It ends at its stop token, at the limit, or where
+    /// positions run out.
+    pub(crate) fn take(&mut self, row: usize, token: u32) {
+        if self.live[row] && token == self.decoding.stop {
+            self.rows[row].stopped = true;
+            self.live[row] = false;
+        }
+        self.live[row] &= self.left(row) > 0;
+        if self.live[row] {
+            self.rows[row].tokens.push(token);
+        }
+    }
+
+    /// How many tokens `row` can still be given.
+    pub(crate) fn left(&self, row: usize) -> usize {
+        let taken = self.rows[row].tokens.len();
+        let positions = self.context.saturating_sub(self.first[row] as usize);
+        self.decoding.max_tokens.min(positions) - taken
+    }
+
+    /// Position of the newest token of `row`, or some position where it has none: nobody sees what an ended
+    /// row does there.
+    pub(crate) fn newest(&self, row: usize) -> i32 {
+        let at = self.first[row] + self.rows[row].tokens.len() as i32 - 1;
+        at.clamp(0, self.context as i32 - 1)
+    }
+
+    /// Whether all rows have ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        !self.live.iter().any(|&live| live)
+    }
 }
 
 /// Runs tokens, row-major `[batch, queries]` like their positions and `real`; returns the last
@@ -143,7 +184,7 @@ pub(crate) fn feed(
     model.final_norm(hidden.narrow(1, shape[1] - 1, 1))
 }
 
-/// The most likely token after `normed` `[batch, 1, d_model]`, read to the host.
+/// The most likely token after each of `normed` `[batch, seq, d_model]`, row-major, read to the host.
 pub(crate) fn read_argmax(model: &Transformer, normed: Tensor<3>) -> Vec<u32> {
     model
         .head(normed)

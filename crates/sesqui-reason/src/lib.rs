@@ -1,8 +1,8 @@
 //! Inference.
 //!
 //! In here: prompts, prefill, batched greedy decoding and latent reasoning over the key/value cache, one step
-//! after another or all at once, refinement of latents by frozen models, stopping before the last step, with counts of what was run and
-//! when.
+//! after another or all at once, refinement of latents by frozen models, stopping before the last step, tokens
+//! that do not run all layers, with counts of what was run and when.
 //!
 //! Must never be in here: training, a data set, scoring.
 
@@ -12,6 +12,7 @@ pub mod latent;
 mod parallel;
 pub mod prompt;
 pub mod refine;
+pub mod token_exit;
 
 pub use decode::{Decoded, DecodedRow, Decoding, greedy};
 pub use halt::{HaltConfig, HaltTrace, Halting};
@@ -20,3 +21,4 @@ pub use latent::{
 };
 pub use prompt::{Prompt, PromptError};
 pub use refine::{Calibration, Calibrator, References, RefineConfig, Refinement};
+pub use token_exit::{ExitDecoded, ExitRow, TokenExit, TokenRun};

@@ -51,6 +51,9 @@ pub enum PromptError {
     /// Early stopping without what its configuration needs, or with a number out of range.
     #[error("halting: {0}")]
     Halting(String),
+    /// An exit of tokens with a number out of range.
+    #[error("token exit: {0}")]
+    TokenExit(String),
     /// Latent steps all at once where something has to happen between them.
     #[error(
         "latent steps are to be computed all at once, which takes a model that feeds back its newest \

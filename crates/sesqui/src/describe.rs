@@ -10,8 +10,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use sesqui_dataset::batch::SequenceBatch;
 use sesqui_distill::rollout::exits_drawn;
 use sesqui_distill::{
-    Align, Curriculum, Cuts, HaltStageConfig, Joint, JointBatch, JointBatches, LatentBatch,
-    Shortcut, Supervised, ThoughtBatch,
+    Align, Curriculum, Cuts, EarlyExit, EarlyExitBatch, EarlyExitBatches, HaltStageConfig, Joint,
+    JointBatch, JointBatches, LatentBatch, Shortcut, Supervised, ThoughtBatch,
 };
 use sesqui_model::flops::Flops;
 use sesqui_model::latent::LatentTransformer;
@@ -149,6 +149,17 @@ fn one_step(
         Objective::Icot(config) => {
             let cuts = Cuts::Tokens(config.plan(workbench.training()));
             words_that_go(workbench, stage, model, cuts, seed)
+        }
+        Objective::EarlyExit(config) => {
+            let (batches, skipped) = workbench.batches(stage, context, seed)?;
+            let plan = config.plan(model.config().layers, stage.training.steps);
+            let batches = EarlyExitBatches::new(batches, plan, seed);
+            let sizes = |batch: &EarlyExitBatch| {
+                let words = &batch.words;
+                [words.batch, words.seq, words.tokens]
+            };
+            let model = EarlyExit::new(model.clone());
+            first_batch(stage, &batches, skipped.len(), sizes, &model)
         }
         Objective::Halt(config) => match latent_settings(experiment, workbench, stage)? {
             Some(settings) => Ok(halt_head(model, &settings, config)),

@@ -22,6 +22,7 @@ use crate::refinement::Variant;
 use crate::screen::{RendererChoice, spinner};
 use crate::stage::{Outlets, Run, checkpoint_name};
 use crate::start::check_starts;
+use crate::token_exit;
 use crate::trained::Trained;
 use crate::workbench::Workbench;
 
@@ -67,6 +68,7 @@ pub fn prepare(experiment: &Experiment, data_root: &Path) -> Result<Workbench> {
     waiting.finish_and_clear();
     check_starts(experiment, &workbench)?;
     preparation::check(experiment)?;
+    token_exit::check_stages(experiment)?;
     let halts = halting::all(&[], &experiment.reasoning)?;
     halting::check(&halts, workbench.tokenizer.vocab_size(), false)?;
     Ok(workbench)
@@ -145,8 +147,8 @@ impl Execution<'_> {
         Ok(Some(trained))
     }
 
-    /// Every stage on every test set, plain latents first, then refined, then halting ones, as
-    /// `[reasoning]` says, their times in turn; `None` when asked to stop.
+    /// Every stage on every test set, plain latents first, then refined, then halting ones, in words all
+    /// layers first, then leaving early, as `[reasoning]` says, their times in turn; `None` when asked to stop.
     fn measure(
         &self,
         directory: &RunDirectory,
@@ -202,6 +204,18 @@ impl Execution<'_> {
                     };
                     candidates.push((format!("{}{refined}{halted}", stage.name), candidate));
                 }
+            }
+            let exits = token_exit::all(&[], &experiment.reasoning)?;
+            for exit in token_exit::beside(&exits, model, &stage.name)? {
+                let (model, method) = model.exiting(&stage.name, exit);
+                let candidate = Candidate {
+                    model,
+                    method,
+                    checkpoint: checkpoint_name(&stage.name, folder),
+                    seed: experiment.seed,
+                    file: None,
+                };
+                candidates.push((format!("{}_token-exit", stage.name), candidate));
             }
         }
         Ok(candidates)

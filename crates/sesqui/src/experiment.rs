@@ -9,7 +9,8 @@ use sesqui_dataset::encode::{Positions, Supervision, TextFormat};
 use sesqui_dataset::read::BadRows;
 use sesqui_dataset::tokenizer::TokenizerConfig;
 use sesqui_distill::{
-    AlignConfig, CurriculumConfig, HaltStageConfig, IcotConfig, JointConfig, ShortcutStageConfig,
+    AlignConfig, CurriculumConfig, EarlyExitConfig, HaltStageConfig, IcotConfig, JointConfig,
+    ShortcutStageConfig,
 };
 use sesqui_eval::EvaluationConfig;
 use sesqui_model::ModelConfig;
@@ -90,6 +91,8 @@ pub enum Objective {
     Curriculum(CurriculumConfig),
     /// Less and less of the chain of thought: stepwise internalization.
     Icot(IcotConfig),
+    /// As `cot`, with next-token losses after layers below the last: LITE, LayerSkip.
+    EarlyExit(EarlyExitConfig),
 }
 
 /// Where a stage's weights come from.
@@ -127,14 +130,15 @@ impl Objective {
             | Self::Joint(_)
             | Self::Halt(_)
             | Self::Curriculum(_)
-            | Self::Icot(_) => Supervision::ChainOfThought,
+            | Self::Icot(_)
+            | Self::EarlyExit(_) => Supervision::ChainOfThought,
         }
     }
 
     /// Whether its model reasons in latent steps.
     pub fn has_latents(&self) -> bool {
         match self {
-            Self::Cot | Self::NoCot | Self::Icot(_) => false,
+            Self::Cot | Self::NoCot | Self::Icot(_) | Self::EarlyExit(_) => false,
             Self::Curriculum(config) => config.thought.feedback().is_some(),
             Self::Align(_) | Self::Shortcut(_) | Self::Joint(_) | Self::Halt(_) => true,
         }
@@ -150,7 +154,8 @@ impl Objective {
             | Self::Align(_)
             | Self::Halt(_)
             | Self::Curriculum(_)
-            | Self::Icot(_) => None,
+            | Self::Icot(_)
+            | Self::EarlyExit(_) => None,
         }
     }
 
@@ -165,6 +170,7 @@ impl Objective {
             Self::Halt(_) => "halt",
             Self::Curriculum(_) => "curriculum",
             Self::Icot(_) => "icot",
+            Self::EarlyExit(_) => "early-exit",
         }
     }
 
@@ -177,6 +183,7 @@ impl Objective {
             Self::Joint(config) => config.problem(),
             Self::Curriculum(config) => config.problem(),
             Self::Icot(config) => config.problem(),
+            Self::EarlyExit(config) => config.problem(),
         }
     }
 
@@ -190,7 +197,8 @@ impl Objective {
             | Self::Align(_)
             | Self::Shortcut(_)
             | Self::Joint(_)
-            | Self::Halt(_) => {}
+            | Self::Halt(_)
+            | Self::EarlyExit(_) => {}
         }
     }
 
@@ -198,7 +206,9 @@ impl Objective {
     /// backbone.
     pub fn wants(&self) -> Option<(&'static [&'static str], &'static str)> {
         match self {
-            Self::Cot | Self::NoCot | Self::Curriculum(_) | Self::Icot(_) => None,
+            Self::Cot | Self::NoCot | Self::Curriculum(_) | Self::Icot(_) | Self::EarlyExit(_) => {
+                None
+            }
             Self::Align(_) | Self::Joint(_) => {
                 Some((&["cot"], "it learns from a chain-of-thought model"))
             }
@@ -307,13 +317,17 @@ impl Experiment {
         if let LabelsConfig::File { .. } = self.labels {
             self.labels = LabelsConfig::Symbolic;
         }
-        let adapters_stand_in = self.stages.iter().any(|stage| {
+        // An adapter that stands in for a layer needs one below it and one above; so does a layer with a loss of
+        // its own, where the first layer's may weigh nothing.
+        let needs_a_middle = self.stages.iter().any(|stage| {
             let shortcut = stage.objective.shortcut();
-            shortcut.is_some_and(|(_, config)| config.landing == Landing::NextBoundary)
+            let stands_in =
+                shortcut.is_some_and(|(_, config)| config.landing == Landing::NextBoundary);
+            stands_in || matches!(stage.objective, Objective::EarlyExit(_))
         });
-        // An adapter that stands in for a layer needs one below it and one above.
-        let layers = if adapters_stand_in { 3 } else { 2 };
+        let layers = if needs_a_middle { 3 } else { 2 };
         self.model.layers = self.model.layers.min(layers);
+        self.reasoning.token_exit = self.reasoning.token_exit.within(self.model.layers);
         self.model.d_model = self.model.heads * (self.model.d_model / self.model.heads).min(8);
         self.model.d_feed_forward = 0;
         self.evaluation.questions = 20;

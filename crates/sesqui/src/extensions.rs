@@ -19,7 +19,8 @@ pub fn extensions(stage: &Stage) -> Option<String> {
         | Objective::NoCot
         | Objective::Halt(_)
         | Objective::Curriculum(_)
-        | Objective::Icot(_) => {}
+        | Objective::Icot(_)
+        | Objective::EarlyExit(_) => {}
         Objective::Align(config) => align(config, &mut found),
         Objective::Shortcut(config) => shortcut(config, &mut found),
         Objective::Joint(config) => {

@@ -1,8 +1,8 @@
-//! How latent models reason when they are asked.
+//! How models reason when they are asked.
 
 use serde::{Deserialize, Serialize};
 use sesqui_model::{Continuation, LatentOrder};
-use sesqui_reason::{HaltConfig, RefineConfig};
+use sesqui_reason::{HaltConfig, RefineConfig, TokenExit};
 
 use crate::refinement::ReferencesConfig;
 
@@ -111,7 +111,8 @@ impl OrderChoice {
     }
 }
 
-/// The two thresholds of System-1.5 Reasoning (arXiv 2505.18962, section 2.1), refinement, and halting.
+/// The two thresholds of System-1.5 Reasoning (arXiv 2505.18962, section 2.1), refinement, halting, and early
+/// exit of tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReasoningConfig {
@@ -136,6 +137,10 @@ pub struct ReasoningConfig {
     /// When reasoning stops before its last latent step, in evaluations; validation while training runs
     /// all of them but in the stage that learns it.
     pub halt: HaltConfig,
+    /// After how many layers models that reason in words choose a token, in evaluations; validation while
+    /// training runs all of them. Written out only where it is set, as `continuation` is.
+    #[serde(skip_serializing_if = "TokenExit::is_never")]
+    pub token_exit: TokenExit,
 }
 
 impl Default for ReasoningConfig {
@@ -148,6 +153,7 @@ impl Default for ReasoningConfig {
             refine: RefineConfig::default(),
             references: ReferencesConfig::default(),
             halt: HaltConfig::default(),
+            token_exit: TokenExit::default(),
         }
     }
 }
@@ -166,6 +172,7 @@ impl ReasoningConfig {
         below("refine", self.refine.problem())
             .or_else(|| below("references", self.references.problem()))
             .or_else(|| below("halt", self.halt.problem()))
+            .or_else(|| below("token_exit", self.token_exit.problem()))
             .or_else(|| below("order", self.order.problem()))
             .or_else(|| {
                 let between = !self.refine.is_off() || !self.halt.is_never();

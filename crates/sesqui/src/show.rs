@@ -66,6 +66,12 @@ pub fn response(task: &Task<'_>, responses: &Responses, known: bool) -> Result<S
         row.reason_flops / 1e6,
         row.flops / 1e6
     ));
+    if row.drafts.drafted > 0 {
+        lines.push(format!(
+            "drafts     {} tokens drafted, {} accepted",
+            row.drafts.drafted, row.drafts.accepted
+        ));
+    }
     lines.push(format!(
         "ms         {:.2} prefill, {:.2} reasoning, {:.2} answer",
         milliseconds(responses.prefill),

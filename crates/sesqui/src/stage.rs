@@ -90,6 +90,7 @@ impl Run<'_> {
             Objective::Halt(config) => self.halt(stage, config, &mut outlets),
             Objective::Curriculum(config) => self.curriculum(stage, config, &mut outlets),
             Objective::Icot(config) => self.icot(stage, config, &mut outlets),
+            Objective::EarlyExit(config) => self.early_exit(stage, config, &mut outlets),
         }
     }
 

@@ -13,7 +13,7 @@ use sesqui_distill::{
 use sesqui_eval::{EvaluationConfig, LatentMethod, Method, Task, TokenDecoding};
 use sesqui_model::latent::{LatentTransformer, Source};
 use sesqui_model::{Continuation, LatentOrder, Transformer};
-use sesqui_reason::{Decoding, HaltConfig};
+use sesqui_reason::{Decoding, HaltConfig, TokenExit};
 use sesqui_shortcut::{
     EntryPosition, ExitRule, HostRouter, HostStepHead, KeyValueRule, Landing, ShortcutConfig,
     Shortcuts, StepHead,
@@ -24,6 +24,7 @@ use crate::experiment::{Objective, Stage};
 use crate::halting;
 use crate::preparation::Prepared;
 use crate::reasoning::ReasoningConfig;
+use crate::token_exit;
 
 /// File of a latent checkpoint that holds its [`LatentSettings`].
 pub const LATENTS: &str = "latents.json";
@@ -32,9 +33,18 @@ pub const LATENTS: &str = "latents.json";
 #[derive(Clone)]
 pub enum Trained {
     /// Reasons in words, or not at all.
-    Tokens(Box<Transformer>),
+    Tokens(Box<Words>),
     /// Reasons in latent steps.
     Latent(Box<Latent>),
+}
+
+/// A model that reasons in words, or not at all.
+#[derive(Clone)]
+pub struct Words {
+    /// The model.
+    pub backbone: Transformer,
+    /// After how many layers it chooses a token.
+    pub exit: TokenExit,
 }
 
 /// A model that reasons in latent steps.
@@ -247,7 +257,9 @@ impl Trained {
             Ok(Self::tokens(model.backbone))
         };
         match &stage.objective {
-            Objective::Cot | Objective::NoCot | Objective::Icot(_) => words(fresh),
+            Objective::Cot | Objective::NoCot | Objective::Icot(_) | Objective::EarlyExit(_) => {
+                words(fresh)
+            }
             Objective::Curriculum(config) if config.thought.feedback().is_none() => words(fresh),
             Objective::Curriculum(config) => {
                 let updates = load_state(checkpoint)?.step;
@@ -298,7 +310,10 @@ impl Trained {
 
     /// A model that reasons in words, or not at all.
     pub fn tokens(backbone: Transformer) -> Self {
-        Self::Tokens(Box::new(backbone))
+        Self::Tokens(Box::new(Words {
+            backbone,
+            exit: TokenExit::Never,
+        }))
     }
 
     /// A model that reasons in latent steps.
@@ -319,7 +334,7 @@ impl Trained {
     /// The transformer in it.
     pub fn backbone(&self) -> &Transformer {
         match self {
-            Self::Tokens(backbone) => backbone,
+            Self::Tokens(words) => &words.backbone,
             Self::Latent(latent) => &latent.model.backbone,
         }
     }
@@ -364,10 +379,23 @@ impl Trained {
         }
     }
 
+    /// The same as it chooses tokens after as many layers as `exit` says, and what tables call that of
+    /// `method`. Nothing changes where reasoning is in latent steps.
+    pub fn exiting(&self, method: &str, exit: TokenExit) -> (Self, String) {
+        let mut model = self.clone();
+        match &mut model {
+            Self::Tokens(words) if !exit.is_never() => {
+                words.exit = exit;
+                (model, format!("{method}, {}", token_exit::label(&exit)))
+            }
+            _ => (model, method.to_owned()),
+        }
+    }
+
     /// The same off the autodiff tape.
     pub fn for_inference(self) -> Self {
         match self {
-            Self::Tokens(backbone) => Self::tokens(backbone.valid()),
+            Self::Tokens(words) => Self::tokens(words.backbone.valid()),
             Self::Latent(latent) => {
                 let shortcuts = latent.shortcuts.map(|shortcuts| shortcuts.valid());
                 let plain = Latent::new(latent.model.valid(), shortcuts, latent.settings);
@@ -388,7 +416,7 @@ impl Trained {
         reasoning: &ReasoningConfig,
     ) -> Box<dyn Method + 'a> {
         match self {
-            Self::Tokens(backbone) => Box::new(token_decoding(backbone, device, task, config)),
+            Self::Tokens(words) => Box::new(token_decoding(words, device, task, config)),
             Self::Latent(latent) => Box::new(latent.method(device, task, config, reasoning)),
         }
     }
@@ -396,15 +424,16 @@ impl Trained {
 
 /// Greedy decoding for a task.
 pub fn token_decoding<'a>(
-    model: &'a Transformer,
+    words: &'a Words,
     device: &'a Device,
     task: &Task<'a>,
     config: &EvaluationConfig,
 ) -> TokenDecoding<'a> {
     TokenDecoding {
-        model,
+        model: &words.backbone,
         device,
         decoding: decoding(task, config),
+        exit: words.exit,
         answer_start: answer_start(task),
     }
 }

@@ -507,7 +507,8 @@ fn latent_count(stage: &Stage) -> (String, &'static str) {
         | Objective::NoCot
         | Objective::Shortcut(_)
         | Objective::Halt(_)
-        | Objective::Icot(_) => ("initialize", "start from a student with fewer latent steps"),
+        | Objective::Icot(_)
+        | Objective::EarlyExit(_) => ("initialize", "start from a student with fewer latent steps"),
     };
     (format!("stages.{}.{part}", stage.name), remedy)
 }

@@ -12,6 +12,8 @@ mod architecture;
 mod compared;
 #[path = "cli/curricula.rs"]
 mod curricula;
+#[path = "cli/exiting.rs"]
+mod exiting;
 #[path = "cli/experiments.rs"]
 mod experiments;
 #[path = "cli/halting.rs"]

@@ -11,6 +11,7 @@ mod by_hand;
 mod composition;
 mod curriculum;
 mod dropout;
+mod early_exit;
 mod edges;
 mod feeding;
 mod gradients;

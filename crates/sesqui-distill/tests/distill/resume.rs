@@ -5,17 +5,20 @@ use std::path::Path;
 use burn::module::Module;
 use burn::train::{InferenceStep, Interrupter};
 use sesqui_dataset::batch::BatchConfig;
+use sesqui_dataset::encode::{Supervision, sequence};
 use sesqui_distill::align::{AlignConfig, Teacher};
 use sesqui_distill::batches::words;
 use sesqui_distill::curriculum::{Replaced, StageSchedule, Thought};
+use sesqui_distill::early_exit::{ExitCurriculum, ExitWeights};
 use sesqui_distill::latent::Padding;
 use sesqui_distill::rollout::{ExitDropout, Feeding, exits_drawn, rollout};
 use sesqui_distill::shortcut::{CompositionConfig, Leaving, ShortcutLoss, StaircaseConfig, Trains};
 use sesqui_distill::{
-    Align, Curriculum, CurriculumConfig, CurriculumPlan, CutBatches, Cuts, Halt, HaltBatch,
-    HaltBatches, IcotConfig, IcotPlan, Joint, JointBatch, JointBatches, JointConfig, LatentBatch,
-    LatentBatches, Rollout, Shortcut, ShortcutStageConfig, Supervised, ThoughtBatch,
-    ThoughtBatches, ThoughtProblem,
+    Align, Curriculum, CurriculumConfig, CurriculumPlan, CutBatches, Cuts, EarlyExit,
+    EarlyExitBatch, EarlyExitBatches, EarlyExitConfig, Halt, HaltBatch, HaltBatches, IcotConfig,
+    IcotPlan, Joint, JointBatch, JointBatches, JointConfig, LatentBatch, LatentBatches, Rollout,
+    SequenceBatches, Shortcut, ShortcutStageConfig, Supervised, ThoughtBatch, ThoughtBatches,
+    ThoughtProblem,
 };
 use sesqui_model::LatentTransformer;
 use sesqui_run::{MetricRow, RowWriter};
@@ -25,7 +28,7 @@ use sesqui_trainer::{
     Validation, fit,
 };
 
-use crate::support::{D_MODEL, Data, RESULTS, moved, parameters, tracked, values};
+use crate::support::{D_MODEL, Data, LAYERS, RESULTS, moved, parameters, tracked, values};
 
 const STEPS: u64 = 6;
 const PARTS: u64 = 2;
@@ -432,6 +435,39 @@ fn what_goes_word_by_word_ends_in_the_same_bytes() {
         let trained = course.check(&what, model);
         assert!(!moved(&parameters(&model()), &parameters(&trained)).is_empty());
     }
+}
+
+#[test]
+fn what_can_be_left_early_ends_in_the_same_bytes() {
+    let data = Data::new();
+    let sequences = data
+        .encoded
+        .iter()
+        .map(|problem| sequence(problem, Supervision::ChainOfThought, data.layout).unwrap());
+    let names = data.encoded.iter().map(|problem| problem.id.clone());
+    let batch = BatchConfig {
+        batch_size: 4,
+        ..BatchConfig::default()
+    };
+    let (sequences, names) = (sequences.collect(), names.collect());
+    let words = SequenceBatches::new(sequences, names, &batch, PARTS, SEED, 0).unwrap();
+    let config = EarlyExitConfig {
+        weights: ExitWeights::LayerSkip { scale: 0.5 },
+        curriculum: ExitCurriculum::Rotational { every: 2 },
+        layer_dropout: 0.6,
+    };
+    let course = Course {
+        batches: EarlyExitBatches::new(words, config.plan(LAYERS, STEPS), SEED),
+        data,
+        read: |batch| {
+            let plan = EarlyExitConfig::default().plan(LAYERS, STEPS);
+            EarlyExitBatch::whole(batch.teacher, &plan)
+        },
+        resets: |_| false,
+    };
+    let model = || EarlyExit::new(course.data.teacher(1, &tracked()));
+    let trained = course.check("early exit", model);
+    assert!(!moved(&parameters(&model()), &parameters(&trained)).is_empty());
 }
 
 #[test]

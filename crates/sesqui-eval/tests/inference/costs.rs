@@ -10,7 +10,7 @@ use crate::support::{FAMILIES, VOCABULARY, plain, prompt, questions};
 
 /// Operations of a layer for one position, one matrix at a time: a multiplication and an addition
 /// per element. `heads` of 4, and 4 or 2 for keys and values, each 4 wide.
-fn layer(llama: bool, keys: usize) -> u64 {
+pub fn layer(llama: bool, keys: usize) -> u64 {
     let (d, joint, width) = if llama {
         (16, 16 + 2 * 8, 48)
     } else {

@@ -7,7 +7,7 @@ use sesqui_dataset::encode::Supervision;
 use sesqui_distill::{SequenceBatches, Supervised};
 use sesqui_eval::{Evaluation, EvaluationConfig, TokenDecoding, evaluate};
 use sesqui_model::{ModelConfig, Transformer};
-use sesqui_reason::Decoding;
+use sesqui_reason::{Decoding, TokenExit};
 use sesqui_run::RowWriter;
 use sesqui_trainer::schedule::{Decay, Schedule};
 use sesqui_trainer::{
@@ -27,6 +27,7 @@ fn score(model: &Transformer, exercises: &Exercises) -> Evaluation {
         model,
         device: &plain(),
         decoding,
+        exit: TokenExit::Never,
         answer_start,
     };
     let config = EvaluationConfig {

@@ -11,7 +11,8 @@ use sesqui_eval::{
     TokenDecoding, evaluate, time,
 };
 use sesqui_model::{Family, ModelConfig, Transformer};
-use sesqui_reason::{Decoding, Prompt, PromptError};
+use sesqui_reason::token_exit::Drafts;
+use sesqui_reason::{Decoding, Prompt, PromptError, TokenExit};
 use sesqui_shortcut::SlotTrace;
 
 use crate::support::{Exercises, FAMILIES, plain, shape};
@@ -77,6 +78,10 @@ impl Method for Script<'_> {
                 reason_flops: 1e5 * problem as f64,
                 probe_layer_calls: problem,
                 probe_flops: 1e4 * problem as f64,
+                drafts: Drafts {
+                    drafted: 2 * problem,
+                    accepted: problem,
+                },
             })
             .collect();
         let slow = self.slow.get() == Some(self.calls.borrow().len());
@@ -432,6 +437,7 @@ fn token_decoding_counts_what_it_runs() {
             model: &model,
             device: &plain(),
             decoding,
+            exit: TokenExit::Never,
             answer_start: &[],
         };
         let everybody = unmarked
@@ -480,6 +486,7 @@ fn questions_that_do_not_fit_the_model_name_the_task() {
         model: &model,
         device: &plain(),
         decoding,
+        exit: TokenExit::Never,
         answer_start: &[],
     };
     let fail = |task| evaluate(&method, task, &no_timing(), &mut |_| ()).unwrap_err();

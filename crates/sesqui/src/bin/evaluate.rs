@@ -23,7 +23,7 @@ use sesqui::stage::checkpoint_name;
 use sesqui::sweep::{Cell, Sweep, fullest, grid, heading};
 use sesqui::trained::Trained;
 use sesqui::workbench::{Workbench, data_root};
-use sesqui::{compare, exits, refine_study, reopened};
+use sesqui::{compare, exits, refine_study, reopened, token_exit};
 use sesqui_dataset::batch::TooLong;
 use sesqui_eval::Task;
 use sesqui_run::SummaryRow;
@@ -82,6 +82,13 @@ struct Arguments {
     #[arg(long, value_name = "TABLE")]
     halt: Vec<String>,
 
+    /// Choose tokens of models that reason in words after fewer layers: KEY=VALUE, … of
+    /// [reasoning.token_exit], for example fixed=2, confidence=[0.5,0.9] or
+    /// self-speculative={layer=2,drafts=4}; repeatable, each measured beside all layers; lists make a grid
+    /// [default: as configured]
+    #[arg(long, value_name = "TABLE")]
+    token_exit: Vec<String>,
+
     /// Method that others measured on the same split are compared with: a stage, or of a grid
     /// `<stage> exit_threshold=… latent_steps=…` [default: the chain-of-thought stage, else the first
     /// measured; of a grid the cell with most layer calls]
@@ -128,6 +135,7 @@ Examples:
   evaluate runs/first --stage latent --refine 'contrastive={ size=0.3, direction={ variance=0.9 } }'
   evaluate runs/first --stage latent --split validation --refine 'residual=[0,0.1], contrastive=[-0.1,0,0.1]'
   evaluate runs/first --stage latent --split validation --halt 'entropy=[0.01,0.1,0.5]' --halt samples
+  evaluate runs/lite --stage lite --token-exit 'fixed=[1,2,3]' --token-exit 'confidence=[0.5,0.9,0.99]'
 Exit codes: 0 done, 1 failed, 2 wrong use.";
 
 fn main() -> ExitCode {
@@ -154,8 +162,9 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
     }
     check_arguments(&arguments.refine, &checkpoints)?;
     halting::check_arguments(&arguments.halt, &checkpoints, !arguments.refine.is_empty())?;
+    token_exit::check_arguments(&arguments.token_exit, &checkpoints)?;
     if let Some(name) = &arguments.reference {
-        let stage = name.split(' ').next().unwrap_or_default();
+        let stage = name.split([' ', ',']).next().unwrap_or_default();
         let stages: Vec<&str> = checkpoints
             .iter()
             .map(|opened| &*opened.state.stage)
@@ -181,6 +190,8 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
             .plain_and(&variants, &model, opened)?;
         let asked = halting::all(&arguments.halt, &experiment.reasoning)?;
         let halts = halting::beside(&asked, &model, &experiment.reasoning);
+        let exits = token_exit::all(&arguments.token_exit, &experiment.reasoning)?;
+        let exits = token_exit::beside(&exits, &model, &opened.state.stage)?;
         let vocabulary = model.backbone().vocabulary();
         halting::check(&halts, vocabulary, !variants.is_empty())?;
         if let Trained::Latent(latent) = &model {
@@ -280,13 +291,28 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
                     continue;
                 }
                 written.extend(file.clone());
-                candidates.push(Candidate {
+                let all_layers = Candidate {
                     model: model.clone(),
                     method: name,
                     checkpoint: checkpoint_name(stage, &opened.folder),
                     seed: opened.experiment.seed,
                     file,
-                });
+                };
+                candidates.push(all_layers.clone());
+                for exit in &exits {
+                    let (model, method) = model.exiting(&all_layers.method, *exit);
+                    let file = match &folder {
+                        Some(folder) => Some(place(folder, stage, &task, started, &written)?),
+                        None => None,
+                    };
+                    written.extend(file.clone());
+                    candidates.push(Candidate {
+                        model,
+                        method,
+                        file,
+                        ..all_layers.clone()
+                    });
+                }
             }
             let reasoning = sweep.single(&experiment.reasoning);
             measured.extend(side_by_side(
@@ -299,7 +325,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
             let own = &measured[before..];
             // Named as the file of plain latents, which is there with every one of them.
             let file = candidates.first().and_then(|plain| plain.file.as_ref());
-            if let ([_, _, _, ..], Some(file)) = (own, file) {
+            if let (Some(file), true) = (file, refinements.len() > 2) {
                 let rows = refine_study::rows(&variants, own)?;
                 let file = file.with_extension("refine.jsonl");
                 written.extend(refine_study::write(&rows, &file)?);
@@ -311,6 +337,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
         let rows: Vec<SummaryRow> = measured.iter().map(|found| found.summary.clone()).collect();
         say(table(&rows))?;
         exits::table(&measured).map_or(Ok(()), say)?;
+        token_exit::acceptance(&measured).map_or(Ok(()), say)?;
     }
     if let Some((_, experiment)) = &bench {
         paired(&measured, &measured, arguments, experiment.reference())?;

@@ -19,7 +19,7 @@ use sesqui::refinement::Variant;
 use sesqui::screen::spinner;
 use sesqui::trained::{Latent, Trained};
 use sesqui::workbench::{Workbench, data_root};
-use sesqui::{reopened, show};
+use sesqui::{reopened, show, token_exit};
 use sesqui_dataset::encode::encode_problem;
 use sesqui_dataset::{AnswerKind, Problem};
 use sesqui_eval::Task;
@@ -78,6 +78,11 @@ struct Arguments {
     #[arg(long, value_name = "TABLE")]
     halt: Option<String>,
 
+    /// Choose tokens after fewer layers, for example fixed=2; as `evaluate --token-exit`, one value
+    /// [default: as configured]
+    #[arg(long, value_name = "TABLE")]
+    token_exit: Option<String>,
+
     #[command(flatten)]
     place: PlaceArguments,
 }
@@ -117,6 +122,7 @@ Examples:
   generate runs/first --stage system15 --exit-threshold 0.5 --split test --index 17
   generate runs/first --stage latent --refine contrastive=0.03 --split test --index 17
   generate runs/first --stage latent --halt entropy=0.1 --split test --index 17
+  generate runs/lite --stage lite --token-exit confidence=0.9 --split test --index 17
 Exit codes: 0 done, 1 failed, 2 wrong use.";
 
 fn main() -> ExitCode {
@@ -144,6 +150,7 @@ fn generate(arguments: &Arguments) -> Result<()> {
     }
     check_arguments(arguments.refine.as_slice(), std::slice::from_ref(&opened))?;
     let models = std::slice::from_ref(&opened);
+    token_exit::check_arguments(arguments.token_exit.as_slice(), models)?;
     halting::check_arguments(
         arguments.halt.as_slice(),
         models,
@@ -228,6 +235,17 @@ fn answer(
         && let Some(reason) = halting::unsuited(halt, latent, &reasoning)
     {
         return Err(Misuse(format!("{} {reason}", opened.state.stage)).into());
+    }
+    let exits = token_exit::all(arguments.token_exit.as_slice(), &reasoning)?;
+    if let [_, _, ..] = exits.as_slice() {
+        return Err(Misuse(format!(
+            "--token-exit: {} exits; one question is answered in one, name one value",
+            exits.len()
+        ))
+        .into());
+    }
+    if let [exit] = token_exit::beside(&exits, &model, &opened.state.stage)?.as_slice() {
+        (model, _) = model.exiting("", *exit);
     }
     halting::check(&halts, model.backbone().vocabulary(), !variants.is_empty())?;
     match halts.as_slice() {

@@ -16,7 +16,7 @@ use sesqui::output::say;
 use sesqui::screen::{RendererChoice, stop_on_ctrl_c};
 use sesqui::study::{Conduct, conduct};
 use sesqui::workbench::data_root;
-use sesqui::{compare, describe, exits, provenance, smoke};
+use sesqui::{compare, describe, exits, provenance, smoke, token_exit};
 use sesqui_run::{RunDirectory, SummaryRow};
 
 /// Train the stages of an experiment, evaluate each, and print one table.
@@ -144,6 +144,7 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     let rows: Vec<SummaryRow> = measured.iter().map(|found| found.summary.clone()).collect();
     say(table(&rows))?;
     exits::table(&measured).map_or(Ok(()), say)?;
+    token_exit::acceptance(&measured).map_or(Ok(()), say)?;
     if let Some(name) = experiment.reference() {
         let paired = compare::shown(&compare::beside(&measured, name));
         for text in [ratios(&rows, name), paired] {

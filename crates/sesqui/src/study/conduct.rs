@@ -27,7 +27,7 @@ use crate::reasoning::{LatentSteps, ReasoningConfig};
 use crate::screen::{RendererChoice, spinner, stop_on_ctrl_c};
 use crate::start::check_starts;
 use crate::workbench::{Workbench, data_root};
-use crate::{halting, preparation, provenance};
+use crate::{halting, preparation, provenance, token_exit};
 
 /// What a command line asks of a study.
 pub struct Conduct<'a> {
@@ -348,6 +348,7 @@ fn training(experiment: &Experiment, workbench: &Workbench) -> Result<String> {
 fn asked_so(alone: &Experiment, latent_steps: &[usize], workbench: &Workbench) -> Result<()> {
     alone.validate()?;
     preparation::check(alone)?;
+    token_exit::check_stages(alone)?;
     let refines = !alone.reasoning.refine.is_off();
     let halts = halting::all(&[], &alone.reasoning)?;
     halting::check(&halts, workbench.tokenizer.vocab_size(), refines)?;

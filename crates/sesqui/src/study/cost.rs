@@ -11,7 +11,8 @@ use sesqui_distill::latent::Rollout;
 use sesqui_distill::rollout::exits_drawn;
 use sesqui_distill::shortcut::{ShortcutLoss, StudentInputs, Trains};
 use sesqui_distill::{
-    AlignConfig, CurriculumConfig, Cuts, LatentBatch, ShortcutStageConfig, ThoughtBatch,
+    AlignConfig, CurriculumConfig, Cuts, EarlyExitBatch, EarlyExitBatches, LatentBatch,
+    ShortcutStageConfig, ThoughtBatch,
 };
 use sesqui_model::flops::Flops;
 use sesqui_run::rows::read_rows;
@@ -225,6 +226,13 @@ fn operations(
             total(&batches, steps, parts, &of).map(Some)
         }
         Objective::Icot(config) => cut(Cuts::Tokens(config.plan(workbench.training()))),
+        Objective::EarlyExit(config) => {
+            let (batches, _) = workbench.batches(stage, context, seed)?;
+            let plan = config.plan(shape.layers, stage.training.steps);
+            let batches = EarlyExitBatches::new(batches, plan, seed);
+            let of = |batch: &EarlyExitBatch| 3.0 * counter.early_exit(batch);
+            total(&batches, steps, parts, &of).map(Some)
+        }
         Objective::Halt(_) => Ok(None),
     }
 }
@@ -268,6 +276,20 @@ impl Counter<'_> {
             false => 0.0,
         };
         self.rows(&batch.real, batch.seq) + head
+    }
+
+    /// A chain of thought of which rows skip layers, the head where its losses are.
+    fn early_exit(&self, batch: &EarlyExitBatch) -> f64 {
+        let words = &batch.words;
+        let layers = batch.weights.len();
+        let rows = words.real.chunks(words.seq.max(1));
+        let rows = rows.zip(batch.runs.chunks(layers)).map(|(real, runs)| {
+            let share = runs.iter().filter(|run| **run).count() as f64 / layers as f64;
+            share * self.rows(real, words.seq)
+        });
+        let targets = words.loss_weights.iter().filter(|weight| **weight > 0.0);
+        let read = batch.weights.iter().filter(|weight| **weight > 0.0);
+        rows.sum::<f64>() + (targets.count() * read.count()) as f64 * self.flops.head()
     }
 
     /// Question, thoughts as often as they are computed, and text, the head where the loss is; the chain of

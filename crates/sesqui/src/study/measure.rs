@@ -147,6 +147,7 @@ impl Asking<'_> {
         };
         model.refine(&shown.stage, refinement.as_ref());
         model.halt(&shown.reasoning.halt);
+        let (model, _) = model.exiting(&shown.stage, experiment.reasoning.token_exit);
         let mut found = Vec::new();
         for task in self.workbench.test_tasks(&experiment) {
             let asked = std::iter::once(None).chain(self.numbers(shown, &model).map(Some));
@@ -258,13 +259,17 @@ impl Asking<'_> {
     }
 }
 
-/// Whether a run, which measures its stages with plain latents, asks a stage as the method does.
+/// Whether a run, which measures its stages with plain latents and with all layers, asks a stage as the method
+/// does.
 fn as_the_run(run: &Experiment, shown: &Shown) -> bool {
     let (own, its) = (&shown.reasoning, &run.reasoning);
     let plain = own.refine.is_off() && own.halt.is_never();
     let same = (own.latent_steps, own.exit_threshold) == (its.latent_steps, its.exit_threshold);
     let words = |stage: &Stage| !stage.objective.has_latents();
-    (plain && same) || run.stage(&shown.stage).is_some_and(words)
+    match run.stage(&shown.stage).is_some_and(words) {
+        true => own.token_exit.is_never(),
+        false => plain && same,
+    }
 }
 
 /// Whether an evaluation is there, whole: its answers are written last.

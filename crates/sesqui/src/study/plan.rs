@@ -260,8 +260,13 @@ fn of_seed(set: &DataSet, merged: &[Merged], seed: u64, smoke: bool) -> Result<V
             seed,
             ..group.experiment.clone()
         };
+        let mut methods = group.methods.clone();
         if smoke {
             experiment.shrink();
+            for shown in &mut methods {
+                let exit = shown.reasoning.token_exit;
+                shown.reasoning.token_exit = exit.within(experiment.model.layers);
+            }
         }
         experiment.validate()?;
         let resolved = Resolved::frozen(experiment)?;
@@ -277,7 +282,7 @@ fn of_seed(set: &DataSet, merged: &[Merged], seed: u64, smoke: bool) -> Result<V
             name: format!("{}{number}_seed-{seed}", set.name),
             data_set: set.name.clone(),
             resolved,
-            methods: group.methods.clone(),
+            methods,
             users: group.users.clone(),
             apart: apart.filter(|key| !key.starts_with("stages.")).collect(),
         });

@@ -1,4 +1,4 @@
-use sesqui_reason::HaltConfig;
+use sesqui_reason::{HaltConfig, TokenExit};
 
 use super::*;
 
@@ -149,6 +149,9 @@ fn ways_of_reasoning_share_what_they_do_not_change() {
         source("sure", "latent", |experiment| {
             experiment.reasoning.halt = HaltConfig::Entropy(Default::default());
         }),
+        source("shallow", "cot", |experiment| {
+            experiment.reasoning.token_exit = TokenExit::Fixed { layer: 2 };
+        }),
     ];
     let [run] = &merge(&sources)[..] else {
         panic!("more than one run");
@@ -157,6 +160,7 @@ fn ways_of_reasoning_share_what_they_do_not_change() {
     assert_eq!(run.experiment.reasoning, ReasoningConfig::default());
     assert_eq!(run.methods[1].reasoning.exit_threshold, 0.2);
     assert!(!run.methods[2].reasoning.halt.is_never());
+    assert!(!run.methods[3].reasoning.token_exit.is_never());
     let alone = run.methods[2].alone(&run.experiment);
     assert_eq!(alone.stages.len(), 2);
     assert_eq!(alone.reasoning, run.methods[2].reasoning);
