@@ -159,8 +159,8 @@ mod tests {
             ("seeds = [1, 2]".to_owned(), "seeds = [2]".to_owned(), None),
             ("steps = [1]".to_owned(), "steps = [1, 2]".to_owned(), None),
             (
-                format!("[[sets]]\nname = 's'\n[[sets.methods]]\nname = 'm'\n"),
-                format!("[[sets]]\nname = 's'\nmethods = [{{ name = 'm' }}, {{ name = 'n' }}]\n"),
+                "[[sets]]\nname = 's'\n[[sets.methods]]\nname = 'm'\n".to_owned(),
+                "[[sets]]\nname = 's'\nmethods = [{ name = 'm' }, { name = 'n' }]\n".to_owned(),
                 Some(&["sets.s.methods.n"]),
             ),
         ];

@@ -73,8 +73,8 @@ fn every_rival_runs_from_its_file() {
             "without-curriculum" | "pause" | "question-pause" | "codi" | "pccot" => {
                 ("curriculum_stage", [6.0; 2])
             }
-            // Two updates to each of six stages.
-            _ => ("curriculum_stage", [5.0, 6.0]),
+            // Three updates to each of six stages.
+            _ => ("curriculum_stage", [4.0, 6.0]),
         };
         let expected: Vec<_> = [10, 20].into_iter().zip(expected.map(Some)).collect();
         assert_eq!(validations(&at, stage, value), expected, "{name}");
@@ -184,10 +184,10 @@ fn thoughts(at: &Path, words: &[&str]) {
     let settings = LatentSettings::read(&last).unwrap();
     assert_eq!((settings.count, settings.kept()), (6, 0));
     assert_eq!(settings.continuation, Continuation::Text);
-    let growth = (1..7).map(|steps| (2 * (steps as u64 - 1), steps));
+    let growth = (1..7).map(|steps| (3 * (steps as u64 - 1), steps));
     assert_eq!(settings.growth, growth.collect::<Vec<_>>());
     // A checkpoint reasons with as many thoughts as it had learned by then.
-    for (updates, steps) in [(1, 1), (2, 1), (3, 2), (9, 5), (20, 6)] {
+    for (updates, steps) in [(1, 1), (3, 1), (4, 2), (14, 5), (20, 6)] {
         assert_eq!(settings.clone().after(updates).count, steps, "{updates}");
     }
     let kept = at.join("checkpoints/coconut/step-00000015");
