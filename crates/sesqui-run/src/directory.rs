@@ -68,10 +68,23 @@ pub enum DirectoryError {
         /// The folder.
         path: PathBuf,
     },
+    /// A study that grows would leave a run behind.
+    #[error(
+        "{} holds the run {run}, which the larger study does not: with what was added its runs are cut up in \
+         another way, and what is trained would be trained again; choose another study directory",
+        path.display()
+    )]
+    LeftBehind {
+        /// The study directory.
+        path: PathBuf,
+        /// The run.
+        run: String,
+    },
     /// The study was started with other settings.
     #[error(
         "{} holds another study (old → new):\n{}\n\
-         a study goes on only unchanged: use `--study {}`, or choose another study directory",
+         a study goes on unchanged, or with seeds, data sets and methods more: use `--study {}`, or choose another \
+         study directory",
         path.display(),
         listed(differences),
         path.join("study.toml").display()

@@ -69,6 +69,9 @@ impl StudyDirectory {
             false => None,
             true => Some(self.compared(&file, study)?),
         };
+        if grown.as_ref().is_some_and(|added| !added.is_empty()) {
+            self.keeps_all(runs)?;
+        }
         // Everything is compared before anything is replaced, and nobody writes a run meanwhile.
         let mut grown_runs = Vec::new();
         for (name, config) in runs {
@@ -94,6 +97,24 @@ impl StudyDirectory {
             atomic_write(&file, study.as_bytes())?;
         }
         Ok(grown.unwrap_or_default())
+    }
+
+    /// Whether every run that is there is among `runs`.
+    fn keeps_all(&self, runs: &[(&str, &str)]) -> Result<(), DirectoryError> {
+        let folder = self.folder.join("runs");
+        let failed = |source| FileError::new("list", &folder, source);
+        for entry in fs::read_dir(&folder).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let name = name.to_string_lossy();
+            let known = runs.iter().any(|(run, _)| *run == name);
+            if !known && RunPaths::new(folder.join(&*name)).config().is_file() {
+                return Err(DirectoryError::LeftBehind {
+                    path: self.folder.clone(),
+                    run: name.into_owned(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// What `study` has beyond the study file that is there.
@@ -217,8 +238,8 @@ mod tests {
             error.to_string(),
             format!(
                 "{shown} holds another study (old → new):\n  seeds: [1, 2] → [1]\n\
-                 a study goes on only unchanged: use `--study {shown}/study.toml`, or choose another \
-                 study directory"
+                 a study goes on unchanged, or with seeds, data sets and methods more: use `--study \
+                 {shown}/study.toml`, or choose another study directory"
             )
         );
         let changed = [("a_seed-1", "seed = 3\n")];
@@ -257,6 +278,18 @@ mod tests {
         assert_eq!(fs::read_to_string(&config).unwrap(), large.1);
         assert_eq!(fs::read_to_string(study.file()).unwrap(), wider);
         assert!(open(wider, &more).unwrap().grown().is_empty());
+        // What is there would be trained again under another name.
+        let renamed = [
+            ("a.1_seed-1", large.1),
+            ("a.2_seed-1", ""),
+            ("a_seed-2", "seed = 2\n"),
+        ];
+        let refused = open("seeds = [1, 2, 3]\n", &renamed).unwrap_err();
+        assert!(
+            refused.to_string().contains("holds the run a_seed-1"),
+            "{refused}"
+        );
+        assert!(!grown.run("a.2_seed-1").unwrap().folder().exists());
         // Not back.
         assert!(open("seeds = [1]\n", &[large]).is_err());
         assert!(open(wider, &[small]).is_err());

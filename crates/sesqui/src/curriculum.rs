@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use sesqui_dataset::batch::{SequenceBatch, Skipped, TooLong, fit_context};
 use sesqui_dataset::encode::{EncodedProblem, Supervision};
 use sesqui_distill::batches::words;
-use sesqui_distill::curriculum::Distillation;
+use sesqui_distill::curriculum::{Distillation, StepSupervision};
 use sesqui_distill::latent::{Granularity, Padding};
 use sesqui_distill::{
     Curriculum, CurriculumConfig, CurriculumPlan, CutBatches, Cuts, IcotConfig, LatentConfig,
@@ -371,5 +371,12 @@ fn end_position(
         Distillation::None => end,
         Distillation::Codi { .. } => end.max(problem.end_of_chain()),
     };
-    usize::try_from(end).unwrap_or(usize::MAX)
+    let end = usize::try_from(end).unwrap_or(usize::MAX);
+    match config.step_supervision {
+        StepSupervision::None => end,
+        // The decoder reads the thoughts of a step, then the step but for its last token.
+        StepSupervision::Decoder { .. } => {
+            end.max((config.thoughts_per_step + problem.longest_step()).saturating_sub(1))
+        }
+    }
 }

@@ -22,7 +22,7 @@ use sesqui_trainer::schedule::Decay;
 
 use crate::label_file::LabelsConfig;
 use crate::misuse::Misuse;
-use crate::reasoning::ReasoningConfig;
+use crate::reasoning::{OrderChoice, ReasoningConfig};
 
 /// Everything that decides what a run computes. The backend is not part of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -375,6 +375,16 @@ impl Experiment {
             return fail(
                 "reasoning.halt".to_owned(),
                 "no stage learns a head; add one with objective halt".to_owned(),
+            );
+        }
+        if let OrderChoice::Jacobi { .. } = self.reasoning.order
+            && self.stages.iter().any(learns)
+        {
+            return fail(
+                "reasoning.order".to_owned(),
+                "a head stops between latent steps, and there is nothing between steps that are computed \
+                 all at once; leave it out, or the stage with objective halt"
+                    .to_owned(),
             );
         }
         if self.stages.is_empty() {

@@ -271,13 +271,13 @@ pub fn beside(
     let Trained::Latent(latent) = model else {
         return Vec::new();
     };
-    match asked {
-        [] if latent.head.is_some() => vec![HaltConfig::Learned(Default::default())],
-        asked => {
-            let suits = |halt: &&HaltConfig| unsuited(halt, latent, reasoning).is_none();
-            asked.iter().filter(suits).cloned().collect()
-        }
-    }
+    let learned = [HaltConfig::Learned(Default::default())];
+    let asked = match asked {
+        [] if latent.head.is_some() => &learned[..],
+        asked => asked,
+    };
+    let suits = |halt: &&HaltConfig| unsuited(halt, latent, reasoning).is_none();
+    asked.iter().filter(suits).cloned().collect()
 }
 
 /// Checks ways of halting against a model of `vocabulary` tokens, whose latents are refined or not.

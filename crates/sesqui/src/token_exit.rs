@@ -4,7 +4,7 @@ use anyhow::Result;
 use sesqui_reason::TokenExit;
 use toml::{Table, Value};
 
-use crate::experiment::Experiment;
+use crate::experiment::{Experiment, Stage};
 use crate::measure::Measured;
 use crate::misuse::Misuse;
 use crate::opened::Opened;
@@ -165,6 +165,12 @@ fn check(exits: &[TokenExit], layers: usize, stage: &str) -> Result<(), Misuse> 
 /// Names the stage and the layer that it does not have.
 pub fn check_stages(experiment: &Experiment) -> Result<()> {
     let asked = all(&[], &experiment.reasoning)?;
+    let latent = |stage: &Stage| stage.objective.has_latents();
+    if !asked.is_empty() && experiment.stages.iter().all(latent) {
+        let reason =
+            "no stage reasons in words, and no token of latent models leaves early; leave it out";
+        return Err(Misuse(format!("reasoning.token_exit: {reason}")).into());
+    }
     for stage in &experiment.stages {
         if !(asked.is_empty() || stage.objective.has_latents()) {
             check(&asked, shape(experiment, stage)?.layers, &stage.name)?;

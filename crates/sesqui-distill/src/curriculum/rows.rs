@@ -61,6 +61,11 @@ impl ThoughtProblem {
         self.problem.length(Supervision::ChainOfThought)
     }
 
+    /// Tokens of its longest reasoning step.
+    pub fn longest_step(&self) -> usize {
+        self.problem.steps.iter().map(Vec::len).max().unwrap_or(0)
+    }
+
     /// One past the greatest position id of its whole chain of thought.
     pub fn end_of_chain(&self) -> i32 {
         let last = self.chain.positions.iter().max();

@@ -8,7 +8,9 @@ use sesqui_dataset::batch::BatchConfig;
 use sesqui_dataset::encode::{Supervision, sequence};
 use sesqui_distill::align::{AlignConfig, Teacher};
 use sesqui_distill::batches::words;
-use sesqui_distill::curriculum::{Replaced, StageSchedule, Thought};
+use sesqui_distill::curriculum::{
+    Distillation, Replaced, StageSchedule, StateScale, StepSupervision, Thought,
+};
 use sesqui_distill::early_exit::{ExitCurriculum, ExitWeights};
 use sesqui_distill::latent::Padding;
 use sesqui_distill::rollout::{ExitDropout, Feeding, exits_drawn, rollout};
@@ -20,7 +22,7 @@ use sesqui_distill::{
     SequenceBatches, Shortcut, ShortcutStageConfig, Supervised, ThoughtBatch, ThoughtBatches,
     ThoughtProblem,
 };
-use sesqui_model::LatentTransformer;
+use sesqui_model::{LatentOrder, LatentTransformer};
 use sesqui_run::{MetricRow, RowWriter};
 use sesqui_shortcut::StepHead;
 use sesqui_trainer::{
@@ -366,11 +368,23 @@ fn thoughts(data: &Data) -> Vec<ThoughtProblem> {
 
 #[test]
 fn a_curriculum_ends_in_the_same_bytes_over_changes_of_stage() {
-    for thought in [
-        Thought::State,
-        Thought::Linear { scale: 0.25 },
-        Thought::Pause,
-        Thought::FirstState,
+    let alone = CurriculumConfig::default();
+    let taught = CurriculumConfig {
+        order: LatentOrder::Jacobi { iterations: 2 },
+        distillation: Distillation::Codi {
+            teacher: 1.0,
+            states: 2.0,
+            scale: StateScale::default(),
+        },
+        step_supervision: StepSupervision::Decoder { weight: 0.5 },
+        ..CurriculumConfig::default()
+    };
+    for (thought, teaching) in [
+        (Thought::State, &alone),
+        (Thought::Linear { scale: 0.25 }, &alone),
+        (Thought::Pause, &alone),
+        (Thought::FirstState, &alone),
+        (Thought::Projection { width: 8 }, &taught),
     ] {
         let data = Data::new();
         let config = BatchConfig {
@@ -400,7 +414,7 @@ fn a_curriculum_ends_in_the_same_bytes_over_changes_of_stage() {
             let feedback = thought.feedback().unwrap();
             Curriculum::new(
                 LatentTransformer::new(backbone, &feedback, 0, &tracked()),
-                &CurriculumConfig::default(),
+                teaching,
             )
         };
         let trained = course.check(&format!("{thought:?}"), model);

@@ -8,8 +8,10 @@ use burn::tensor::Device;
 use burn::train::Interrupter;
 use jiff::Timestamp;
 use sesqui_eval::EvaluationConfig;
+use sesqui_model::LatentOrder;
+use sesqui_run::difference::differences;
 use sesqui_run::directory::run_name;
-use sesqui_run::{DirectoryError, RunDirectory, StudyDirectory, Summary, atomic_write};
+use sesqui_run::{DirectoryError, RunDirectory, StudyDirectory, atomic_write};
 
 use super::cost::planned;
 use super::measure::{Asking, Record};
@@ -20,8 +22,8 @@ use super::table::large;
 use super::{Study, markdown, table};
 use crate::cli::{ConfigArguments, PlaceArguments};
 use crate::execution::{self, Ending, Execution};
-use crate::experiment::Experiment;
-use crate::misuse::INTERRUPTED;
+use crate::experiment::{Experiment, Objective};
+use crate::misuse::{INTERRUPTED, Misuse};
 use crate::output::say;
 use crate::reasoning::{LatentSteps, ReasoningConfig};
 use crate::screen::{RendererChoice, spinner, stop_on_ctrl_c};
@@ -113,6 +115,7 @@ pub fn conduct(asked: &Conduct<'_>) -> Result<ExitCode> {
     let at_work = AtWork {
         asked,
         study: &study.value,
+        text: &study.text,
         plan: &plan,
         directory: &directory,
         device: &device,
@@ -164,24 +167,12 @@ pub fn conduct(asked: &Conduct<'_>) -> Result<ExitCode> {
     }
 }
 
-/// Whether all stages of the configuration with this `hash` are trained and measured in `run`, which may have
-/// had fewer when it was.
-fn is_measured(run: &RunDirectory, hash: &str) -> Result<bool> {
-    let path = run.summary();
-    if !path.is_file() {
-        return Ok(false);
-    }
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
-    let summary: Summary =
-        serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-    Ok(summary.config_hash == hash)
-}
-
 /// A study that this process works on.
 struct AtWork<'a> {
     asked: &'a Conduct<'a>,
     study: &'a Study,
+    /// The study as it is frozen.
+    text: &'a str,
     plan: &'a Plan,
     directory: &'a StudyDirectory,
     device: &'a Device,
@@ -212,7 +203,7 @@ impl AtWork<'_> {
         say(format!("\n{}", run.name))?;
         let experiment = &run.resolved.value;
         let workbench = execution::prepare(experiment, &self.data_root())?;
-        if !is_measured(&held, &run.resolved.hash)? {
+        if !run.is_measured(&held)? {
             let execution = Execution {
                 resolved: &run.resolved,
                 variant: self.variant,
@@ -251,6 +242,11 @@ impl AtWork<'_> {
         // One process after the other, so that the last one has read what all others finished.
         self.directory.alone(|| {
             let report = Report::read(self.study, self.plan, self.directory, command)?;
+            let frozen = std::fs::read_to_string(self.directory.file())?;
+            if !differences(&frozen, self.text)?.is_empty() {
+                say("the study has grown meanwhile: whoever works on all of it writes the tables")?;
+                return Ok(report);
+            }
             let json = serde_json::to_string_pretty(&report)?;
             atomic_write(&self.directory.rows(), format!("{json}\n").as_bytes())?;
             let text = markdown::text(&report, &self.evaluations());
@@ -352,6 +348,7 @@ fn asked_so(alone: &Experiment, latent_steps: &[usize], workbench: &Workbench) -
     let refines = !alone.reasoning.refine.is_off();
     let halts = halting::all(&[], &alone.reasoning)?;
     halting::check(&halts, workbench.tokenizer.vocab_size(), refines)?;
+    suits(alone)?;
     let most = latent_steps.iter().max();
     let most = most.map(|most| LatentSteps::Exactly(*most));
     for latent_steps in [Some(alone.reasoning.latent_steps), most]
@@ -368,6 +365,34 @@ fn asked_so(alone: &Experiment, latent_steps: &[usize], workbench: &Workbench) -
         check_starts(&asked, workbench)?;
     }
     Ok(())
+}
+
+/// Whether what is asked of a method, the last stage of `alone`, is a matter of its kind of model: what a run only
+/// tells, because it has other stages, would make a row of a study stand for something else.
+fn suits(alone: &Experiment) -> Result<(), Misuse> {
+    let Some(stage) = alone.stages.last() else {
+        return Ok(());
+    };
+    let reasoning = &alone.reasoning;
+    if stage.objective.has_latents() && !reasoning.token_exit.is_never() {
+        return Err(Misuse(format!(
+            "reasoning.token_exit: stage {} reasons in latent steps, and no token of it leaves early; leave it out",
+            stage.name
+        )));
+    }
+    let between = !reasoning.refine.is_off() || !reasoning.halt.is_never();
+    let trained = match &stage.objective {
+        Objective::Curriculum(config) => config.order,
+        _ => LatentOrder::Sequential,
+    };
+    match between && !reasoning.order.settle(trained).is_sequential() {
+        true => Err(Misuse(format!(
+            "reasoning: stage {} computes its latent steps all at once, and nothing can be refined or stopped \
+             between them; leave out refine and halt, or set order = {{ kind = \"sequential\" }}",
+            stage.name
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// The name of a study in folders: that of its file and of the folder it is in, as for experiments.

@@ -23,8 +23,9 @@ use crate::experiment::{Experiment, Objective, Stage};
 use crate::start::{latent_settings, shape};
 use crate::workbench::{Workbench, spread};
 
-/// Optimizer steps whose batches are looked at to count operations; longer training is extrapolated.
-const STEPS_COUNTED: usize = 1_000;
+/// Optimizer steps whose batches are looked at to count operations; longer training is extrapolated. A prime, so
+/// that they do not fall in with what changes every few updates.
+const STEPS_COUNTED: usize = 997;
 
 /// What training took; means where several runs are pooled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -264,7 +264,8 @@ impl Asking<'_> {
 fn as_the_run(run: &Experiment, shown: &Shown) -> bool {
     let (own, its) = (&shown.reasoning, &run.reasoning);
     let plain = own.refine.is_off() && own.halt.is_never();
-    let same = (own.latent_steps, own.exit_threshold) == (its.latent_steps, its.exit_threshold);
+    let same = (own.latent_steps, own.exit_threshold) == (its.latent_steps, its.exit_threshold)
+        && (own.continuation, own.order) == (its.continuation, its.order);
     let words = |stage: &Stage| !stage.objective.has_latents();
     match run.stage(&shown.stage).is_some_and(words) {
         true => own.token_exit.is_never(),

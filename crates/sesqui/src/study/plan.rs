@@ -8,7 +8,7 @@ use sesqui_dataset::read::BadRows;
 use sesqui_eval::EvaluationConfig;
 use sesqui_reason::HaltConfig;
 use sesqui_run::difference::differences;
-use sesqui_run::{ConfigSource, Resolved, RunPaths, StudyDirectory};
+use sesqui_run::{ConfigSource, Resolved, RunPaths, StudyDirectory, Summary};
 
 use super::measure::Record;
 use super::merge::{Merged, Shown, Source, merge};
@@ -167,11 +167,28 @@ impl PlannedRun {
         self.resolved.value.seed
     }
 
+    /// Whether all its stages are trained and measured in `run`, which may have had fewer when that was done.
+    ///
+    /// # Errors
+    ///
+    /// When its summary cannot be read.
+    pub fn is_measured(&self, run: &RunPaths) -> Result<bool> {
+        let path = run.summary();
+        if !path.is_file() {
+            return Ok(false);
+        }
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let summary: Summary =
+            serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        Ok(summary.config_hash == self.resolved.hash)
+    }
+
     fn state(&self, paths: &RunPaths) -> Result<String> {
         if Record::read(paths, &self.methods)?.is_some() {
             return Ok("finished".to_owned());
         }
-        if paths.summary().is_file() {
+        if self.is_measured(paths)? {
             return Ok("trained, not all methods asked".to_owned());
         }
         let mut state = "not begun".to_owned();
