@@ -146,11 +146,17 @@ impl LatentMethod<'_> {
         }
     }
 
-    /// Of the tokens after the latent steps, how many come before the answer opens.
+    /// Of the tokens after the latent steps, how many come before the answer opens: where its marker is fed,
+    /// none, unless the model goes on to say more and opens it again.
     fn words(&self, tokens: &[u32]) -> usize {
+        let marker = self.answer_start;
         match self.continuation {
-            Continuation::Answer => 0,
-            Continuation::Text => reasoning_tokens(tokens, self.answer_start),
+            Continuation::Text => reasoning_tokens(tokens, marker),
+            Continuation::Answer if marker.is_empty() => 0,
+            Continuation::Answer => {
+                let mut opens = tokens.windows(marker.len());
+                opens.rposition(|window| window == marker).unwrap_or(0)
+            }
         }
     }
 
@@ -174,7 +180,9 @@ impl LatentMethod<'_> {
             .map(|real| real.iter().filter(|&&real| real).count());
         // Text that is still reasoning takes as long as it takes the row that says most.
         let words = decoded.rows.iter().map(|row| self.words(&row.tokens)).max();
-        let words = words.unwrap_or(0).min(decoded.decoding_steps.len());
+        // What is fed before the first token is chosen is in no step.
+        let words = words.unwrap_or(0).saturating_sub(self.opening().len());
+        let words = words.min(decoded.decoding_steps.len());
         let writing: Duration = decoded.decoding_steps[..words].iter().sum();
         let rows = decoded.rows.into_iter().zip(asked);
         Responses {
