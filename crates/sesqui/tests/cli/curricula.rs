@@ -149,6 +149,9 @@ fn thoughts(at: &Path, words: &[&str]) {
         "0,1,6",
         "--set",
         "reasoning.continuation=answer",
+        // Too few tokens to open the answer again, up to where all would be reasoning.
+        "--set",
+        "evaluation.max_tokens=1",
     ]);
     assert_eq!(found(&answered, "layer_calls"), [0.0, 2.0, 12.0]);
     let beyond = found(&written, "layer_calls");
@@ -224,13 +227,11 @@ fn taught(at: &Path, name: &str, stage: &str, words: &[&str]) {
         let set = format!("reasoning.order={order}");
         let answer = "reasoning.continuation=answer";
         let out = at.parent().unwrap().join("asked");
+        // Too few tokens to open the answer again, up to where all would be reasoning.
+        let few = "evaluation.max_tokens=1";
+        let out_of = out.to_str().unwrap();
         let asked = [
-            "--set",
-            &set,
-            "--set",
-            answer,
-            "--out",
-            out.to_str().unwrap(),
+            "--set", &set, "--set", answer, "--set", few, "--out", out_of,
         ];
         succeed("evaluate", &[&[path], words, &asked].concat());
         let file = std::fs::read_dir(&out)
