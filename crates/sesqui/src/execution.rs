@@ -184,6 +184,13 @@ impl Execution<'_> {
         let mut preparation = Preparation::new(self.workbench, experiment, self.device);
         let mut candidates = Vec::new();
         for (stage, model, folder) in trained {
+            let candidate = |(model, method)| Candidate {
+                model,
+                method,
+                checkpoint: checkpoint_name(&stage.name, folder),
+                seed: experiment.seed,
+                file: None,
+            };
             let refinements = match variants.as_slice() {
                 [] => vec![None],
                 variants => preparation.plain_and(variants, model, &Opened::checkpoint(folder)?)?,
@@ -192,30 +199,17 @@ impl Execution<'_> {
             let halts = halting::beside(&asked, model, &experiment.reasoning);
             for refinement in &refinements {
                 for halt in std::iter::once(&HaltConfig::Never).chain(&halts) {
-                    let (model, method) = model.asked(&stage.name, refinement.as_ref(), halt);
+                    let asked = model.asked(&stage.name, refinement.as_ref(), halt);
                     let refined = refinement.as_ref().map_or("", |_| "_refined");
                     let halted = if halt.is_never() { "" } else { "_halting" };
-                    let candidate = Candidate {
-                        model,
-                        method,
-                        checkpoint: checkpoint_name(&stage.name, folder),
-                        seed: experiment.seed,
-                        file: None,
-                    };
-                    candidates.push((format!("{}{refined}{halted}", stage.name), candidate));
+                    let file = format!("{}{refined}{halted}", stage.name);
+                    candidates.push((file, candidate(asked)));
                 }
             }
             let exits = token_exit::all(&[], &experiment.reasoning)?;
             for exit in token_exit::beside(&exits, model, &stage.name)? {
-                let (model, method) = model.exiting(&stage.name, exit);
-                let candidate = Candidate {
-                    model,
-                    method,
-                    checkpoint: checkpoint_name(&stage.name, folder),
-                    seed: experiment.seed,
-                    file: None,
-                };
-                candidates.push((format!("{}_token-exit", stage.name), candidate));
+                let exiting = candidate(model.exiting(&stage.name, exit));
+                candidates.push((format!("{}_token-exit", stage.name), exiting));
             }
         }
         Ok(candidates)

@@ -8,6 +8,7 @@ use toml::{Table, Value};
 use crate::misuse::Misuse;
 use crate::opened::Opened;
 use crate::reasoning::ReasoningConfig;
+use crate::short_form;
 use crate::trained::{Latent, Trained};
 
 /// What may stand alone on the command line, with the key that a number after it is.
@@ -86,31 +87,7 @@ fn read(text: &str) -> Result<Table, String> {
         let kind = Value::String(word.to_owned());
         return Ok(Table::from_iter([("kind".to_owned(), kind)]));
     }
-    let mut whole: Table = toml::from_str(&format!("halt = {{ {text} }}")).map_err(|error| {
-        format!(
-            "{}; write KEY=VALUE, KEY=VALUE as in TOML, for example entropy=0.1",
-            error.message().trim_end()
-        )
-    })?;
-    let Some(Value::Table(mut table)) = whole.remove("halt") else {
-        return Err("is more than one table".to_owned());
-    };
-    if table.contains_key("kind") {
-        return Ok(table);
-    }
-    for (kind, knob) in SHORT {
-        let Some(value) = table.remove(kind) else {
-            continue;
-        };
-        let mut inner = match value {
-            Value::Table(inner) => inner,
-            value => Table::from_iter([(knob.to_owned(), value)]),
-        };
-        inner.extend(table);
-        inner.insert("kind".to_owned(), Value::String(kind.to_owned()));
-        return Ok(inner);
-    }
-    Err("names no kind; give entropy, learned or samples, for example entropy=0.1".to_owned())
+    short_form::read(text, &SHORT, "entropy=0.1")
 }
 
 /// A whole number for a fraction.

@@ -40,6 +40,7 @@ pub mod refine_study;
 pub mod refinement;
 pub mod reopened;
 pub mod screen;
+pub mod short_form;
 pub mod show;
 pub mod smoke;
 pub mod stage;

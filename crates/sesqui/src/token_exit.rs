@@ -9,6 +9,7 @@ use crate::measure::Measured;
 use crate::misuse::Misuse;
 use crate::opened::Opened;
 use crate::reasoning::ReasoningConfig;
+use crate::short_form;
 use crate::start::shape;
 use crate::trained::Trained;
 
@@ -51,7 +52,7 @@ pub fn all(texts: &[String], reasoning: &ReasoningConfig) -> Result<Vec<TokenExi
 /// Names the text, the key and the remedy.
 pub fn parse(text: &str) -> Result<Vec<TokenExit>, Misuse> {
     let wrong = |reason: String| Misuse(format!("--token-exit {text:?}: {reason}"));
-    let mut tables = vec![read(text).map_err(wrong)?];
+    let mut tables = vec![short_form::read(text, &SHORT, "fixed=2").map_err(wrong)?];
     let keys: Vec<String> = tables[0].keys().cloned().collect();
     for key in keys {
         let Some(Value::Array(values)) = tables[0].get(&key).cloned() else {
@@ -86,35 +87,6 @@ pub fn parse(text: &str) -> Result<Vec<TokenExit>, Misuse> {
         }
     };
     tables.into_iter().map(one).collect()
-}
-
-/// The table that `text` stands for, with its `kind`, lists not yet taken apart.
-fn read(text: &str) -> Result<Table, String> {
-    let mut whole: Table = toml::from_str(&format!("exit = {{ {text} }}")).map_err(|error| {
-        format!(
-            "{}; write KEY=VALUE, KEY=VALUE as in TOML, for example fixed=2",
-            error.message().trim_end()
-        )
-    })?;
-    let (Some(Value::Table(mut table)), true) = (whole.remove("exit"), whole.is_empty()) else {
-        return Err("is more than one table".to_owned());
-    };
-    if table.contains_key("kind") {
-        return Ok(table);
-    }
-    for (kind, knob) in SHORT {
-        let Some(value) = table.remove(kind) else {
-            continue;
-        };
-        let mut inner = match value {
-            Value::Table(inner) => inner,
-            value => Table::from_iter([(knob.to_owned(), value)]),
-        };
-        inner.extend(table);
-        inner.insert("kind".to_owned(), Value::String(kind.to_owned()));
-        return Ok(inner);
-    }
-    Err("names no kind; give fixed, confidence or self-speculative, for example fixed=2".to_owned())
 }
 
 /// Its name in tables.
