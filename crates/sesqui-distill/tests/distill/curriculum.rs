@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn::train::{InferenceStep, TrainStep};
 use sesqui_dataset::batch::{BatchConfig, SequenceBatch};
-use sesqui_dataset::encode::{EncodedProblem, PositionLayout, Supervision, sequence};
+use sesqui_dataset::encode::{PositionLayout, Supervision, sequence};
 use sesqui_distill::curriculum::{
     Remainder, Replaced, ResetOptimizer, StageSchedule, Thought, ThoughtPadding, thought_pass,
 };
@@ -18,7 +18,7 @@ use sesqui_trainer::Batches;
 
 use crate::support::{
     CLOSE, Data, RESULTS, assert_close, gradients, measured, parameters, plain, shaken, tracked,
-    values,
+    two, values,
 };
 
 const SEQUENTIAL: LatentOrder = LatentOrder::Sequential;
@@ -29,23 +29,6 @@ const FED: [Thought; 4] = [
     Thought::Pause,
     Thought::FirstState,
 ];
-
-/// Three steps of two, one and two tokens, and one step of two.
-fn two() -> [EncodedProblem; 2] {
-    let problem = |id: &str, question: &[u32], steps: &[&[u32]]| EncodedProblem {
-        id: id.to_owned(),
-        question: question.to_vec(),
-        question_end: 1,
-        steps: steps.iter().map(|step| step.to_vec()).collect(),
-        answer_start: vec![5],
-        answer: vec![9, 1],
-        critical: vec![None; steps.len()],
-    };
-    [
-        problem("a", &[10, 11, 2], &[&[20, 21], &[22], &[23, 24]]),
-        problem("b", &[12, 2], &[&[25, 26]]),
-    ]
-}
 
 const WHOLE: Supervision = Supervision::ChainOfThought;
 const ALIGNED: PositionLayout = PositionLayout::Aligned { question_length: 3 };

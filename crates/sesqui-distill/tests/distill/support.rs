@@ -158,6 +158,23 @@ fn draw(state: &mut u64) -> f32 {
     ((mixed ^ (mixed >> 31)) >> 40) as f32 / (1u64 << 24) as f32
 }
 
+/// Three steps of two, one and two tokens, and one step of two.
+pub fn two() -> [EncodedProblem; 2] {
+    let problem = |id: &str, question: &[u32], steps: &[&[u32]]| EncodedProblem {
+        id: id.to_owned(),
+        question: question.to_vec(),
+        question_end: 1,
+        steps: steps.iter().map(|step| step.to_vec()).collect(),
+        answer_start: vec![5],
+        answer: vec![9, 1],
+        critical: vec![None; steps.len()],
+    };
+    [
+        problem("a", &[10, 11, 2], &[&[20, 21], &[22], &[23, 24]]),
+        problem("b", &[12, 2], &[&[25, 26]]),
+    ]
+}
+
 /// All values, row-major.
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().iter::<f32>().collect()

@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Tensor, TensorData};
 use burn::train::{InferenceStep, TrainStep};
-use sesqui_dataset::encode::{EncodedProblem, PositionLayout};
+use sesqui_dataset::encode::PositionLayout;
 use sesqui_distill::curriculum::{
     Distillation, StageSchedule, StateScale, StepSupervision, Thought, dictated, distillation_loss,
     thought_pass,
@@ -16,7 +16,8 @@ use sesqui_model::latent::LatentOrder;
 use sesqui_model::{Family, LatentTransformer, ModelConfig, Transformer, Visibility};
 
 use crate::support::{
-    CLOSE, assert_close, gradients, measured, moved, parameters, plain, shaken, tracked, values,
+    CLOSE, assert_close, gradients, measured, moved, parameters, plain, shaken, tracked, two,
+    values,
 };
 
 const RECURRENT: [Thought; 3] = [
@@ -27,27 +28,10 @@ const RECURRENT: [Thought; 3] = [
 const LAYERS: usize = 3;
 const D_MODEL: usize = 16;
 
-/// Three steps of two, one and two tokens, and one step of two.
-fn problems() -> [EncodedProblem; 2] {
-    let problem = |id: &str, question: &[u32], steps: &[&[u32]]| EncodedProblem {
-        id: id.to_owned(),
-        question: question.to_vec(),
-        question_end: 1,
-        steps: steps.iter().map(|step| step.to_vec()).collect(),
-        answer_start: vec![5],
-        answer: vec![9, 1],
-        critical: vec![None; steps.len()],
-    };
-    [
-        problem("a", &[10, 11, 2], &[&[20, 21], &[22], &[23, 24]]),
-        problem("b", &[12, 2], &[&[25, 26]]),
-    ]
-}
-
 fn batch(config: &CurriculumConfig, stage: usize) -> ThoughtBatch {
     let layout = PositionLayout::Contiguous;
-    let plan = config.plan(&problems(), 100);
-    let problems = problems().map(|problem| ThoughtProblem::new(problem, layout).unwrap());
+    let plan = config.plan(&two(), 100);
+    let problems = two().map(|problem| ThoughtProblem::new(problem, layout).unwrap());
     let replaced = |row: usize| plan.replaced(stage, problems[row].steps());
     let rows = [(0, replaced(0)), (1, replaced(1))];
     ThoughtBatch::collate(&problems, &rows, &config.positions, 0).unwrap()

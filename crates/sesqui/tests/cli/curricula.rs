@@ -7,7 +7,7 @@ use sesqui::trained::LatentSettings;
 use sesqui_model::Continuation;
 use sesqui_run::Summary;
 
-use crate::support::{run, succeed};
+use crate::support::{run, succeed, trained};
 
 const FILES: [(&str, &str); 10] = [
     ("coconut", "coconut"),
@@ -47,18 +47,7 @@ fn every_rival_runs_from_its_file() {
         let out = succeed("train", &["--smoke", "--dry-run", "--config", &file]);
         let expected = format!("stage {stage}: 20 steps");
         assert!(out.contains(&expected), "{name}: {out}");
-        let train = [
-            "--smoke",
-            "--renderer",
-            "plain",
-            "--config",
-            &file,
-            "--run",
-            path,
-            "--set",
-            "evaluation.timing_questions=1",
-        ];
-        succeed("train", &train);
+        trained(name, &at);
         let summary = std::fs::read_to_string(at.join("summary.json")).unwrap();
         let summary: Summary = serde_json::from_str(&summary).unwrap();
         let row = summary.rows.iter().find(|row| row.method == stage).unwrap();

@@ -5,28 +5,11 @@ use std::path::Path;
 use sesqui_run::Summary;
 
 use crate::runs::json;
-use crate::support::{run, succeed};
+use crate::support::{run, succeed, trained};
 
 fn summary(at: &Path) -> Summary {
     let text = std::fs::read_to_string(at.join("summary.json")).unwrap();
     serde_json::from_str(&text).unwrap()
-}
-
-/// Trains `experiments/arith-dag/<name>.toml` in small.
-fn trained(name: &str, at: &Path) -> String {
-    let file = format!("experiments/arith-dag/{name}.toml");
-    let train = [
-        "--smoke",
-        "--renderer",
-        "plain",
-        "--config",
-        &file,
-        "--run",
-        at.to_str().unwrap(),
-        "--set",
-        "evaluation.timing_questions=1",
-    ];
-    succeed("train", &train)
 }
 
 #[test]

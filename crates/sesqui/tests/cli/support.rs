@@ -81,3 +81,20 @@ pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     }
     found
 }
+
+/// Trains `experiments/arith-dag/<name>.toml` in small.
+pub fn trained(name: &str, at: &Path) -> String {
+    let file = format!("experiments/arith-dag/{name}.toml");
+    let train = [
+        "--smoke",
+        "--renderer",
+        "plain",
+        "--config",
+        &file,
+        "--run",
+        at.to_str().unwrap(),
+        "--set",
+        "evaluation.timing_questions=1",
+    ];
+    succeed("train", &train)
+}
