@@ -8,6 +8,8 @@
 
 #[path = "cli/architecture.rs"]
 mod architecture;
+#[path = "cli/asking.rs"]
+mod asking;
 #[path = "cli/compared.rs"]
 mod compared;
 #[path = "cli/curricula.rs"]
