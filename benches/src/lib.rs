@@ -1,4 +1,6 @@
-//! The shapes that `speed.rs` and `peers/pytorch_small_gpt.py` have in common.
+//! The shapes that Sesqui's side and PyTorch's have in common, and what is timed on ours.
+
+pub mod work;
 
 use burn::tensor::Device;
 use sesqui_dataset::batch::SequenceBatch;
@@ -52,6 +54,32 @@ impl Shape {
             batch: 32,
             seq: 72,
         }
+    }
+
+    /// GPT-2 small, 124 M parameters, on short rows.
+    pub fn gpt2_small() -> Self {
+        Self {
+            name: "gpt2-small",
+            model: ModelConfig {
+                layers: 12,
+                d_model: 768,
+                heads: 12,
+                context: 1024,
+                initialization: Initialization::Fixed {
+                    standard_deviation: 0.02,
+                },
+                ..ModelConfig::default()
+            },
+            vocabulary: 50_257,
+            batch: 4,
+            seq: 128,
+        }
+    }
+
+    /// Of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        let all = [Self::small_gpt(), Self::arith_dag(), Self::gpt2_small()];
+        all.into_iter().find(|shape| shape.name == name)
     }
 
     /// The model, from a fixed seed.

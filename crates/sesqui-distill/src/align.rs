@@ -5,8 +5,8 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 use serde::{Deserialize, Serialize};
-use sesqui_model::Transformer;
 use sesqui_model::latent::{Feedback, LatentTransformer, SlotPositions};
+use sesqui_model::{Frozen, Transformer};
 use sesqui_shortcut::walk::ExitRule;
 use sesqui_shortcut::{ExitPlan, staircase_pass};
 use sesqui_trainer::StepOutput;
@@ -153,7 +153,7 @@ pub struct Align {
 #[derive(Clone, Debug)]
 pub struct AlignTerms {
     /// The frozen teacher, off the autodiff tape; absent where student and teacher share weights.
-    teacher: Option<Transformer>,
+    teacher: Option<Frozen<Transformer>>,
     weights: AlignWeights,
     /// Greatest probability with which an independent step leaves under exit dropout.
     independent: f64,
@@ -199,7 +199,7 @@ impl AlignTerms {
         Self {
             teacher: match config.teacher {
                 // Off the tape, no gradient can reach it.
-                Teacher::Frozen => Some(teacher.valid()),
+                Teacher::Frozen => Some(Frozen::new(teacher, &teacher.device())),
                 Teacher::Shared => None,
             },
             weights: config.weights.clone(),
@@ -227,8 +227,9 @@ impl AlignTerms {
 
     /// The total first, then its parts, `[names]`.
     pub fn losses(&self, student: &LatentTransformer, batch: &LatentBatch) -> Tensor<1> {
-        let device = student.backbone.token_embedding.weight.val().device();
-        let teacher = self.teacher.as_ref().unwrap_or(&student.backbone);
+        let device = student.backbone.device();
+        let frozen = self.teacher.as_ref().map(|frozen| frozen.on(&device));
+        let teacher = frozen.as_ref().unwrap_or(&student.backbone);
         let chain = hidden_states(teacher, &batch.teacher);
         let lesson = Lesson::new(teacher, chain.clone(), batch, &device);
 

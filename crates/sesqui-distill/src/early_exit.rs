@@ -252,7 +252,7 @@ impl EarlyExit {
     /// Nats per token, `[3]`, in the order of the names.
     fn losses(&self, batch: &EarlyExitBatch) -> Tensor<1> {
         let (backbone, words) = (&self.backbone, &batch.words);
-        let device = &backbone.token_embedding.weight.val().device();
+        let device = &backbone.device();
         let upload = |values: &[i32]| -> Tensor<2, Int> {
             let shape = [words.batch, words.seq];
             Tensor::from_data(TensorData::new(values.to_vec(), shape), device)

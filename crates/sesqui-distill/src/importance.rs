@@ -15,6 +15,7 @@ use sesqui_dataset::batch::SequenceBatch;
 use sesqui_dataset::encode::{
     EncodedProblem, PositionLayout, Segment, Sequence, Supervision, sequence,
 };
+use sesqui_kernels::read;
 use sesqui_model::Transformer;
 
 use crate::loss::hidden_states;
@@ -164,7 +165,7 @@ impl Scorer<'_> {
         let logits = backbone.head(backbone.final_norm(picked.unsqueeze_dim(0)));
         let logits = logits.reshape([n, backbone.vocabulary()]);
         let found = log_softmax(logits, 1).gather(1, targets);
-        found.into_data().iter::<f32>().collect()
+        read(found).iter::<f32>().collect()
     }
 }
 

@@ -46,7 +46,7 @@ pub fn layer_states(backbone: &Transformer, batch: &SequenceBatch) -> Vec<Tensor
 
 /// `H_0` of a batch, and what its layers need to know.
 fn embedded(backbone: &Transformer, batch: &SequenceBatch) -> (Tensor<3>, SequenceContext) {
-    let device = &backbone.token_embedding.weight.val().device();
+    let device = &backbone.device();
     let tokens = TokenTensors::new(batch, device);
     // Rows are padded on the right, so a causal rule already keeps pads from every real token.
     let context = backbone.context(

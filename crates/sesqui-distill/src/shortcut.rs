@@ -8,8 +8,8 @@ use burn::tensor::activation::softplus;
 use burn::tensor::{Device, Tensor, TensorData};
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 use rand_chacha::rand_core::Rng;
-use sesqui_model::Transformer;
 use sesqui_model::latent::LatentTransformer;
+use sesqui_model::{Frozen, Transformer};
 use sesqui_shortcut::early_exit::{Composed, compute_term, early_exit_loss};
 use sesqui_shortcut::plan::Slot;
 use sesqui_shortcut::soft::{local_composition, slot_states, soft_pass};
@@ -46,7 +46,7 @@ pub struct Shortcut {
 #[derive(Clone, Debug)]
 pub struct ShortcutTerms {
     /// The teacher of stage 1, off the autodiff tape.
-    teacher: Transformer,
+    teacher: Frozen<Transformer>,
     config: ShortcutStageConfig,
     /// Where the routers decide on a batch that no exits are drawn for.
     exit_threshold: f64,
@@ -111,7 +111,7 @@ impl ShortcutTerms {
     /// `teacher` is what the student was aligned to; the threshold of validation is 1.
     pub fn new(teacher: &Transformer, config: &ShortcutStageConfig) -> Self {
         Self {
-            teacher: teacher.valid(),
+            teacher: Frozen::new(teacher, &teacher.device()),
             config: config.clone(),
             exit_threshold: 1.0,
         }
@@ -175,8 +175,9 @@ impl ShortcutTerms {
     }
 
     fn lesson(&self, batch: &LatentBatch, like: &Device) -> Lesson {
-        let chain = hidden_states(&self.teacher, &batch.teacher);
-        Lesson::new(&self.teacher, chain, batch, like)
+        let teacher = self.teacher.on(like);
+        let chain = hidden_states(&teacher, &batch.teacher);
+        Lesson::new(&teacher, chain, batch, like)
     }
 
     fn staircase(

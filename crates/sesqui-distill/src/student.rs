@@ -2,8 +2,8 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use sesqui_kernels::cross_entropy;
+use sesqui_model::Transformer;
 use sesqui_model::latent::LatentTransformer;
-use sesqui_model::{KvCache, Transformer};
 use sesqui_shortcut::walk::{ExitRule, Last, SlotTrace, Walk};
 use sesqui_shortcut::{EntryPosition, KeyValueRule, Landing, StaircaseInputs, StaircasePass};
 
@@ -26,7 +26,14 @@ pub fn gather(hidden: Tensor<3>, cells: &[i32]) -> Tensor<2> {
 /// `tensor` where `like` is: on the autodiff tape as a constant, or off it.
 pub fn constant_like<const D: usize>(tensor: Tensor<D>, like: &Device) -> Tensor<D> {
     match (tensor.is_autodiff(), like.is_autodiff()) {
-        (false, true) => Tensor::from_inner(tensor),
+        (false, true) => {
+            let tensor = Tensor::from_inner(tensor);
+            // What the way back keeps is a property of every tensor, and those of one operation must agree.
+            match like.gradient_checkpointing_strategy() {
+                Some(strategy) => tensor.with_gradient_checkpointing_strategy(strategy),
+                None => tensor,
+            }
+        }
         (true, false) => tensor.inner(),
         (true, true) => tensor.detach(),
         (false, false) => tensor,
@@ -83,10 +90,10 @@ pub fn own_inputs(
     corrected: Option<&Lesson>,
 ) -> (Tensor<3>, Vec<Vec<SlotTrace>>) {
     let backbone = &student.backbone;
-    let device = backbone.token_embedding.weight.val().device();
+    let device = backbone.device();
     let (rows, question) = (batch.batch, batch.first_slot);
     let capacity = question + batch.slots;
-    let mut cache = KvCache::new(backbone.config(), rows, capacity, &device);
+    let mut cache = backbone.cache(rows, capacity);
     let columns = |list: &[i32]| batch.columns(list, 0..question);
     let ids = upload(columns(&batch.ids), [rows, question], &device);
     let positions = upload(columns(&batch.positions), [rows, question], &device);
@@ -154,7 +161,7 @@ pub fn staircase_inputs(
     latents: Tensor<3>,
 ) -> StaircaseInputs {
     let backbone = &student.backbone;
-    let device = backbone.token_embedding.weight.val().device();
+    let device = backbone.device();
     let (rows, first, slots) = (batch.batch, batch.first_slot, batch.slots);
     let after = first + slots;
     let embed = |range: std::ops::Range<usize>| {

@@ -1,5 +1,6 @@
 //! How many latent steps a question needs: every number of them, tried.
 
+use sesqui_kernels::read;
 use sesqui_reason::HaltConfig;
 
 use crate::answer;
@@ -68,7 +69,7 @@ pub fn enumerate(
                 }
             }
             if let (1, Some(first)) = (steps, decoded.states.into_iter().next()) {
-                found.states.extend(first.into_data().iter::<f32>());
+                found.states.extend(read(first).iter::<f32>());
             }
             start = end;
             progress((steps - 1) * questions + end);

@@ -146,6 +146,9 @@ pub struct Timing {
     pub reason_ms: f64,
     /// From there to the end.
     pub answer_ms: f64,
+    /// Reads from the device for a batch of questions, each of which waits on a GPU.
+    #[serde(default)]
+    pub reads: f64,
 }
 
 impl Timing {
@@ -353,10 +356,13 @@ pub fn time(
     }
     // Round after round, so that a disturbance of the machine hits a question once at most.
     let mut times = vec![vec![[const { Vec::new() }; 3]; timed.len()]; methods.len()];
+    let mut reads = vec![0; methods.len()];
     for _ in 0..config.timing_rounds {
         for (index, rows) in timed.iter().enumerate() {
-            for (method, times) in methods.iter().zip(&mut times) {
+            for ((method, times), reads) in methods.iter().zip(&mut times).zip(&mut reads) {
+                let before = sesqui_kernels::reads();
                 let responses = answer(*method, rows)?;
+                *reads += sesqui_kernels::reads() - before;
                 let spent = [responses.prefill, responses.reasoning, responses.answer];
                 for (phase, spent) in times[index].iter_mut().zip(spent) {
                     phase.push(1e3 * spent.as_secs_f64());
@@ -365,7 +371,8 @@ pub fn time(
         }
     }
     let questions: usize = timed.iter().map(|rows| rows.len()).sum();
-    let timing = |questions_times: &mut Vec<[Vec<f64>; 3]>| {
+    let batches = (timed.len() * config.timing_rounds).max(1);
+    let timing = |(questions_times, reads): (&mut Vec<[Vec<f64>; 3]>, u64)| {
         let mut totals = [0.0; 3];
         for phases in questions_times {
             for (total, phase) in totals.iter_mut().zip(phases) {
@@ -380,9 +387,10 @@ pub fn time(
             prefill_ms,
             reason_ms,
             answer_ms,
+            reads: reads as f64 / batches as f64,
         }
     };
-    Ok(times.iter_mut().map(timing).collect())
+    Ok(times.iter_mut().zip(reads).map(timing).collect())
 }
 
 /// The middle of `times`, or the mean of the two in the middle; 0 where there are none.

@@ -23,6 +23,7 @@ mod linear;
 mod matmul;
 mod norm;
 mod one_query;
+mod reads;
 mod simd;
 
 pub use adamw::AdamW;
@@ -32,3 +33,4 @@ pub use gelu::gelu_tanh;
 pub use linear::linear;
 pub use norm::{layer_norm, rms_norm};
 pub use one_query::attention_of_one;
+pub use reads::{read, reads};

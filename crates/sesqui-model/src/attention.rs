@@ -5,7 +5,7 @@ use burn::nn::Linear;
 use burn::tensor::activation::softmax;
 use burn::tensor::module::attention as fused_attention;
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use sesqui_kernels::{Heads, attention_of_one, linear};
 
@@ -13,6 +13,7 @@ use crate::cache::Admission;
 use crate::config::ModelConfig;
 use crate::initialize::{Initializer, Role};
 use crate::mask::Visibility;
+use crate::precision::like;
 
 /// Rotary angles of a set of positions (Su et al. 2021), in the half-split layout that Llama
 /// checkpoints use.
@@ -41,12 +42,14 @@ impl Rotary {
     /// Rotates `x` `[batch, heads, seq, d_head]`.
     pub fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
         let half = x.dims()[3] / 2;
+        let cos = like(self.cos.clone(), x.dtype());
+        let sin = like(self.sin.clone(), x.dtype());
         let first = x.clone().narrow(3, 0, half);
         let second = x.narrow(3, half, half);
         Tensor::cat(
             vec![
-                first.clone() * self.cos.clone() - second.clone() * self.sin.clone(),
-                second * self.cos.clone() + first * self.sin.clone(),
+                first.clone() * cos.clone() - second.clone() * sin.clone(),
+                second * cos + first * sin,
             ],
             3,
         )
@@ -174,15 +177,18 @@ fn attend(
     let d_head = query.dims()[3];
     if !query.is_autodiff() {
         let options = AttentionModuleOptions::default();
+        let bias = bias.map(|bias| like(bias, query.dtype()));
         return fused_attention(query, key, value, None, bias, options);
     }
     // Under autodiff the fused operation falls apart into more pieces than these.
     let scores = query
         .mul_scalar(1.0 / (d_head as f64).sqrt())
         .matmul(key.swap_dims(2, 3));
+    // Scores are added up and compared in 32 bits.
+    let scores = like(scores, DType::F32);
     let scores = match bias {
         Some(bias) => scores + bias,
         None => scores,
     };
-    softmax(scores, 3).matmul(value)
+    like(softmax(scores, 3), value.dtype()).matmul(value)
 }

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::config::ModelConfig;
 use crate::mask::Visibility;
@@ -48,12 +48,24 @@ pub enum Entries<'a> {
 }
 
 impl KvCache {
-    /// An empty cache for `batch` rows of up to `capacity` entries in each layer.
+    /// An empty cache for `batch` rows of up to `capacity` entries in each layer, in 32-bit floats.
     pub fn new(config: &ModelConfig, batch: usize, capacity: usize, device: &Device) -> Self {
+        Self::with_dtype(config, batch, capacity, device, DType::F32)
+    }
+
+    /// As [`KvCache::new`], for keys and values of `dtype`.
+    pub fn with_dtype(
+        config: &ModelConfig,
+        batch: usize,
+        capacity: usize,
+        device: &Device,
+        dtype: DType,
+    ) -> Self {
         let shape = [batch, config.key_value_heads(), capacity, config.d_head()];
+        let zeros = || Tensor::zeros(shape, (device, dtype));
         let layers = (0..config.layers)
             .map(|_| LayerCache {
-                stored: Some((Tensor::zeros(shape, device), Tensor::zeros(shape, device))),
+                stored: Some((zeros(), zeros())),
                 capacity,
                 visible: vec![Vec::with_capacity(capacity); batch],
             })
@@ -71,12 +83,12 @@ impl KvCache {
         self.layers.iter().map(LayerCache::len).collect()
     }
 
-    /// Bytes of keys and values at full capacity, all layers, in 32-bit floats.
+    /// Bytes of keys and values at full capacity, all layers.
     pub fn bytes(&self) -> usize {
         self.layers
             .iter()
             .filter_map(|layer| layer.stored.as_ref())
-            .map(|(keys, _)| 2 * size_of::<f32>() * keys.shape().num_elements())
+            .map(|(keys, _)| 2 * keys.dtype().size() * keys.shape().num_elements())
             .sum()
     }
 
@@ -178,7 +190,7 @@ impl LayerCache {
             if more == 0 {
                 return held;
             }
-            let free = Tensor::zeros([batch, heads, more, d_head], device);
+            let free = Tensor::zeros([batch, heads, more, d_head], (device, stored.dtype()));
             Tensor::cat(vec![held, free], 2)
         };
         let stored = self.stored.as_ref();

@@ -13,6 +13,7 @@ use crate::config::{Family, ModelConfig};
 use crate::initialize::{Initializer, Role, constant};
 use crate::layer_norm::LayerNorm;
 use crate::mask::Visibility;
+use crate::precision::Precision;
 
 /// The norm of a family.
 #[derive(Module, Debug)]
@@ -116,6 +117,9 @@ pub struct Layer {
     pub feed_forward_norm: Norm,
     /// Position-wise part.
     pub feed_forward: FeedForward,
+    /// Of the products in both halves.
+    #[module(skip)]
+    pub(crate) precision: Precision,
 }
 
 impl Layer {
@@ -127,6 +131,7 @@ impl Layer {
             attention: Attention::new(config, bias, weights, device),
             feed_forward_norm: Norm::new(config, device),
             feed_forward: FeedForward::new(config, weights, device),
+            precision: Precision::F32,
         }
     }
 
@@ -138,9 +143,11 @@ impl Layer {
         visibility: &Visibility,
         cache: Option<Admission<'_>>,
     ) -> Tensor<3> {
-        let normed = self.attention_norm.forward(hidden.clone());
-        let hidden = hidden + self.attention.forward(normed, rotary, visibility, cache);
-        let normed = self.feed_forward_norm.forward(hidden.clone());
-        hidden + self.feed_forward.forward(normed)
+        let precision = self.precision;
+        let normed = precision.narrow(self.attention_norm.forward(hidden.clone()));
+        let attended = self.attention.forward(normed, rotary, visibility, cache);
+        let hidden = hidden + precision.widen(attended);
+        let normed = precision.narrow(self.feed_forward_norm.forward(hidden.clone()));
+        hidden + precision.widen(self.feed_forward.forward(normed))
     }
 }

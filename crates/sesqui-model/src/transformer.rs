@@ -13,6 +13,7 @@ use crate::config::{Family, ModelConfig, ModelConfigError};
 use crate::initialize::{Initializer, Role};
 use crate::layer::{Layer, Norm};
 use crate::mask::Visibility;
+use crate::precision::Precision;
 
 /// A decoder-only transformer.
 #[derive(Module, Debug)]
@@ -29,6 +30,8 @@ pub struct Transformer {
     pub head: Option<Linear>,
     #[module(skip)]
     config: ModelConfig,
+    #[module(skip)]
+    precision: Precision,
 }
 
 /// What the layers need to know about a set of positions: rotary angles and who sees whom.
@@ -67,12 +70,39 @@ impl Transformer {
             head: (!config.tied_head)
                 .then(|| weights.linear([config.d_model, vocabulary], false, Role::Input, device)),
             config: config.clone(),
+            precision: Precision::F32,
         })
     }
 
     /// The shape this model was built with.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// The same model with products of this precision.
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        for layer in &mut self.layers {
+            layer.precision = precision;
+        }
+        self
+    }
+
+    /// An empty cache for `batch` rows of up to `capacity` entries in each layer, where the weights are.
+    pub fn cache(&self, batch: usize, capacity: usize) -> KvCache {
+        let device = self.device();
+        KvCache::with_dtype(
+            &self.config,
+            batch,
+            capacity,
+            &device,
+            self.precision.dtype(),
+        )
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.token_embedding.weight.val().device()
     }
 
     /// The model of the first `layers` layers, with the same embeddings, final norm and head: what it says
@@ -215,10 +245,13 @@ impl Transformer {
             let map = &layer.attention.query_key_value;
             let queries = config.heads * width;
             let normed = layer.attention_norm.forward(hidden.clone());
-            let weight = map.weight.val().narrow(1, queries, 2 * heads * width);
+            let normed = self.precision.narrow(normed);
+            let narrow = |weight| self.precision.narrow(weight);
+            let weight = narrow(map.weight.val()).narrow(1, queries, 2 * heads * width);
             let mut joint = normed.reshape([rows.len(), config.d_model]).matmul(weight);
             if let Some(bias) = &map.bias {
-                joint = joint + bias.val().narrow(0, queries, 2 * heads * width).unsqueeze();
+                let bias = self.precision.narrow(bias.val());
+                joint = joint + bias.narrow(0, queries, 2 * heads * width).unsqueeze();
             }
             let joint = joint.reshape([rows.len(), 2 * heads, 1, width]);
             let mut key = joint.clone().narrow(1, 0, heads);
@@ -238,18 +271,20 @@ impl Transformer {
 
     /// Logits `[batch, seq, vocab]` of normed states `[batch, seq, d_model]`.
     pub fn head(&self, normed: Tensor<3>) -> Tensor<3> {
-        match &self.head {
+        let normed = self.precision.narrow(normed);
+        let logits = match &self.head {
             Some(head) => linear(head, normed),
             None => {
                 let [batch, seq, d_model] = normed.dims();
-                let table = self.token_embedding.weight.val();
+                let table = self.precision.narrow(self.token_embedding.weight.val());
                 let logits = normed
                     .reshape([batch * seq, d_model])
                     .matmul(table.transpose());
                 let vocabulary = logits.dims()[1];
                 logits.reshape([batch, seq, vocabulary])
             }
-        }
+        };
+        self.precision.widen(logits)
     }
 
     /// States after the final norm, `[batch, seq, d_model]`, for input embeddings that already hold

@@ -20,6 +20,8 @@ mod gradients;
 mod initial;
 #[path = "model/plain_loops.rs"]
 mod plain_loops;
+#[path = "model/precision.rs"]
+mod precision;
 #[path = "model/printed.rs"]
 mod printed;
 #[path = "model/reference.rs"]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use sesqui_kernels::read;
 use sesqui_model::{KvCache, Transformer};
 
 use crate::prompt::{Prompt, PromptError};
@@ -72,7 +73,7 @@ pub(crate) fn prefill(
     more: usize,
     device: &Device,
 ) -> (KvCache, Tensor<3>) {
-    let mut cache = KvCache::new(model.config(), prompt.batch, prompt.seq + more, device);
+    let mut cache = model.cache(prompt.batch, prompt.seq + more);
     let (ids, positions) = prompt.tensors(device);
     let embedded = model.embed(ids, positions.clone());
     let layers = 0..model.layers.len();
@@ -186,10 +187,7 @@ pub(crate) fn feed(
 
 /// The most likely token after each of `normed` `[batch, seq, d_model]`, row-major, read to the host.
 pub(crate) fn read_argmax(model: &Transformer, normed: Tensor<3>) -> Vec<u32> {
-    model
-        .head(normed)
-        .argmax(2)
-        .into_data()
+    read(model.head(normed).argmax(2))
         .iter::<i64>()
         .map(|token| token as u32)
         .collect()

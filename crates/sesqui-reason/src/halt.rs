@@ -9,6 +9,7 @@ mod config;
 mod probe;
 mod samples;
 
+use sesqui_kernels::read;
 use sesqui_shortcut::{HostStepHead, SlotTrace, Walk};
 
 pub use config::{EntropyRule, Gain, HaltConfig, LearnedRule, Over, Pick, SamplesRule};
@@ -157,7 +158,7 @@ impl<'a> Halter<'a> {
             (HaltConfig::Learned(rule), Some(head)) => {
                 let states = walk.states();
                 let d_model = states.dims()[2];
-                let values: Vec<f32> = states.into_data().iter::<f32>().collect();
+                let values: Vec<f32> = read(states).iter::<f32>().collect();
                 let told = values.chunks_exact(d_model).map(|state| {
                     let probabilities = head.probabilities(state);
                     let steps = rule.pick.steps(&probabilities).min(plan.latent_steps);

@@ -15,6 +15,7 @@ mod eigen;
 use std::mem::take;
 
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use sesqui_kernels::read;
 use sesqui_model::LatentTransformer;
 use sesqui_shortcut::Walk;
 
@@ -352,7 +353,7 @@ impl<'a> Refiner<'a> {
     pub(crate) fn report(&self, calibrator: &mut Calibrator) {
         for (difference, bottom) in &self.differences {
             let d_model = difference.dims()[2];
-            let data = difference.clone().into_data();
+            let data = read(difference.clone());
             let values: Vec<f32> = data.iter::<f32>().collect();
             let rows = values.chunks_exact(d_model).zip(bottom);
             let values: Vec<f32> = rows

@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::activation::{relu, sigmoid};
 use burn::tensor::{Device, Tensor};
+use sesqui_kernels::read;
 use sesqui_model::initialize::{Initializer, Role};
 
 use crate::config::RouterConfig;
@@ -101,7 +102,7 @@ struct HostLinear {
 
 impl HostLinear {
     fn new(linear: &Linear) -> Self {
-        let values = |tensor: Tensor<1>| -> Vec<f32> { tensor.into_data().iter::<f32>().collect() };
+        let values = |tensor: Tensor<1>| -> Vec<f32> { read(tensor).iter::<f32>().collect() };
         let [inputs, outputs] = linear.weight.dims();
         Self {
             inputs,

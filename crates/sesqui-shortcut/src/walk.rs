@@ -385,7 +385,7 @@ impl<'a> Walk<'a> {
     /// The only way from the device to the host while a walk is under way.
     fn read(&mut self, states: &Tensor<3>) -> Vec<f32> {
         self.reads += 1;
-        states.clone().into_data().iter::<f32>().collect()
+        sesqui_kernels::read(states.clone()).iter::<f32>().collect()
     }
 
     /// Takes over the states of rows that reached the top.

@@ -1,5 +1,6 @@
 //! The training section of a stage.
 
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::Schedule;
@@ -13,6 +14,9 @@ pub struct TrainingConfig {
     /// Parts a step is computed in; their gradients are averaged. Parts save memory one after another,
     /// and time side by side.
     pub accumulation: u64,
+    /// What the way back computes again rather than keeping.
+    #[serde(skip_serializing_if = "Recompute::is_nothing")]
+    pub recompute: Recompute,
     /// Learning rate.
     pub learning_rate: Schedule,
     /// AdamW's first moment decay.
@@ -33,6 +37,34 @@ pub struct TrainingConfig {
     pub early_stopping: EarlyStopping,
     /// What to keep.
     pub checkpoints: CheckpointPolicy,
+}
+
+/// What the way back computes again rather than keeping (gradient checkpointing, Chen et al. 2016, as Burn does it:
+/// operation by operation).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recompute {
+    /// Nothing: fastest, and on the CPU the only way to the fused operations.
+    #[default]
+    Nothing,
+    /// Results of operations that memory bounds, element by element or reductions: less memory for more time.
+    MemoryBound,
+}
+
+impl Recompute {
+    /// Whether everything is kept.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::Nothing
+    }
+
+    /// `device` as steps are computed on it: under autodiff, which keeps so much.
+    pub fn tracked(self, device: &Device) -> Device {
+        let device = device.clone().without_autodiff().autodiff();
+        match self {
+            Self::Nothing => device,
+            Self::MemoryBound => device.gradient_checkpointing(),
+        }
+    }
 }
 
 /// When to stop before the last step.
@@ -71,6 +103,7 @@ impl Default for TrainingConfig {
         Self {
             steps: 1_200,
             accumulation: 1,
+            recompute: Recompute::Nothing,
             learning_rate: Schedule::default(),
             beta_1: 0.9,
             beta_2: 0.99,

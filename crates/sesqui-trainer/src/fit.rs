@@ -6,7 +6,7 @@ use std::time::Instant;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor};
 use burn::train::{Interrupter, TrainStep};
-use sesqui_kernels::AdamW;
+use sesqui_kernels::{AdamW, read};
 use sesqui_run::{MetricRow, RowError, RowWriter};
 
 use crate::checkpoint::{CheckpointError, Checkpoints, State, load_model, load_optimizer};
@@ -14,6 +14,7 @@ use crate::config::{EarlyStopping, TrainingConfig};
 use crate::gradients;
 use crate::objective::{Batches, Objective, StepOutput};
 use crate::parameters::with_stable_ids;
+use crate::profile::{Phase, Profile};
 use crate::render::{Plan, Renderer, duration};
 use crate::workers::Workers;
 
@@ -75,6 +76,8 @@ pub struct Outcome<M> {
     pub state: State,
     /// Why the loop ended.
     pub stop: Stop,
+    /// Where its time went.
+    pub profile: Profile,
 }
 
 /// Why training failed. The latest checkpoint is untouched.
@@ -180,6 +183,7 @@ pub fn fit<M: Objective>(model: M, mut job: Fit<'_, M>) -> Result<Outcome<M>, Fi
     });
     let workers = Workers::new(job.devices, config.accumulation as usize);
     let clock = Instant::now();
+    let mut profile = Profile::default();
     let mut saved = state.step;
     while !state.finished {
         if job.interrupter.should_stop() {
@@ -195,6 +199,7 @@ pub fn fit<M: Objective>(model: M, mut job: Fit<'_, M>) -> Result<Outcome<M>, Fi
                 model,
                 state,
                 stop: Stop::Interrupted,
+                profile,
             });
         }
         if (job.resets)(state.step) {
@@ -203,8 +208,10 @@ pub fn fit<M: Objective>(model: M, mut job: Fit<'_, M>) -> Result<Outcome<M>, Fi
         let begun = Instant::now();
         // Burn's learning rate is a plain number to the optimizer; ours is a function of the step.
         let rate = config.learning_rate.rate(state.step, config.steps);
-        let step = step(&model, &workers, &job, &state)?;
+        let step = step(&model, &workers, &job, &state, &mut profile)?;
         model = optimizer.step(rate, model, step.gradients);
+        profile.book(Phase::Update);
+        profile.count_step();
         state.step += 1;
         state.next_batch += config.accumulation;
         state.tokens += step.tokens as u64;
@@ -222,16 +229,19 @@ pub fn fit<M: Objective>(model: M, mut job: Fit<'_, M>) -> Result<Outcome<M>, Fi
             .collect();
         job.metrics.append(&row)?;
         job.renderer.step(&row);
+        profile.book(Phase::Report);
 
         let last = state.step >= config.steps;
         state.finished = last;
         if last || (config.validate_every > 0 && state.step.is_multiple_of(config.validate_every)) {
             validate(&model, &mut job, &mut state, clock)?;
+            profile.book(Phase::Validation);
         }
         if state.finished || job.checkpoints.due(state.step) {
             job.metrics.sync()?;
             job.checkpoints.save(&model, &optimizer, &state)?;
             saved = state.step;
+            profile.book(Phase::Checkpoints);
         }
     }
     job.renderer.end(&format!(
@@ -244,11 +254,12 @@ pub fn fit<M: Objective>(model: M, mut job: Fit<'_, M>) -> Result<Outcome<M>, Fi
         model,
         state,
         stop: Stop::Finished,
+        profile,
     })
 }
 
 /// An optimizer without moments.
-fn fresh_optimizer(config: &TrainingConfig) -> ModuleOptimizer {
+pub fn fresh_optimizer(config: &TrainingConfig) -> ModuleOptimizer {
     let betas = [config.beta_1, config.beta_2];
     ModuleOptimizer::from(AdamW::new(betas, config.epsilon, config.weight_decay))
 }
@@ -290,6 +301,7 @@ fn step<M: Objective>(
     workers: &Workers<M>,
     job: &Fit<'_, M>,
     state: &State,
+    profile: &mut Profile,
 ) -> Result<Step, FitError> {
     let config = job.config;
     let stage = || job.stage.to_owned();
@@ -304,6 +316,7 @@ fn step<M: Objective>(
             reason,
         })?);
     }
+    profile.book(Phase::Batches);
     let parts = workers
         .compute(model, batches)
         .map_err(|reason| FitError::Worker {
@@ -327,6 +340,7 @@ fn step<M: Objective>(
     let squared = gradients::squared_norm(model, &gradients)
         .ok_or_else(|| FitError::NothingToTrain { stage: stage() })?;
 
+    profile.book(Phase::Gradients);
     // The one host read of a step: all losses and the norm together.
     let names = outputs[0].names;
     let tokens = outputs.iter().map(|output| output.tokens).sum();
@@ -335,11 +349,14 @@ fn step<M: Objective>(
         .map(|output| output.losses)
         .reduce(|sum, losses| sum + losses)
         .map(|sum| sum.mul_scalar(share));
-    let values: Vec<f64> = Tensor::cat(losses.into_iter().chain([squared]).collect(), 0)
-        .into_data()
-        .iter::<f32>()
-        .map(f64::from)
-        .collect();
+    let values: Vec<f64> = read(Tensor::cat(
+        losses.into_iter().chain([squared]).collect(),
+        0,
+    ))
+    .iter::<f32>()
+    .map(f64::from)
+    .collect();
+    profile.book(Phase::Read);
     let (norm, losses) = match values.split_last() {
         Some((squared, losses)) => (squared.sqrt() * share, losses),
         None => (0.0, &[] as &[f64]),

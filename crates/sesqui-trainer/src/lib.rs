@@ -17,12 +17,14 @@ pub mod fit;
 pub mod gradients;
 pub mod objective;
 pub mod parameters;
+pub mod profile;
 pub mod render;
 pub mod schedule;
 pub mod workers;
 
 pub use checkpoint::{CheckpointError, Checkpoints, State};
-pub use config::{CheckpointPolicy, EarlyStopping, TrainingConfig};
-pub use fit::{Fit, FitError, Outcome, Stop, Validation, fit};
+pub use config::{CheckpointPolicy, EarlyStopping, Recompute, TrainingConfig};
+pub use fit::{Fit, FitError, Outcome, Stop, Validation, fit, fresh_optimizer};
 pub use objective::{Batches, Objective, StepOutput};
+pub use profile::{Phase, Profile};
 pub use render::{Plan, Renderer};

@@ -84,7 +84,8 @@ impl<M: Objective> Workers<M> {
                         .map_err(|error| error.to_string())?;
                     for output in outputs {
                         let output = output.output;
-                        let (number, item) = (output.item.number, output.item.output);
+                        let (number, mut item) = (output.item.number, output.item.output);
+                        item.losses = item.losses.to_device(&home.clone().without_autodiff());
                         let gradients = output.grads.to_device(home, model);
                         parts.push((number, (item, gradients)));
                     }

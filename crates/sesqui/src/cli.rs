@@ -6,8 +6,9 @@ use anyhow::Result;
 use clap::Args;
 use sesqui_run::{ConfigSource, Resolved};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Place};
 use crate::experiment::Experiment;
+use crate::misuse::Misuse;
 
 /// Which configuration.
 #[derive(Args, Clone, Debug)]
@@ -25,16 +26,49 @@ pub struct ConfigArguments {
     pub skip_bad_rows: bool,
 }
 
-/// Where to compute and where the data is.
+/// Where to compute.
 #[derive(Args, Clone, Debug)]
-pub struct PlaceArguments {
+pub struct DeviceArguments {
     /// Where tensors live
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]
     pub backend: Backend,
 
+    /// Devices of the backend, counted from 0, that the parts of a training step are spread over; the first
+    /// one answers questions; on the CPU a number is a worker [default: 0; on the CPU one for each core]
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
+    pub devices: Vec<usize>,
+
+    /// Address of the server of --backend remote, for example ws://gpu:3000
+    #[arg(long, value_name = "URL")]
+    pub host: Option<String>,
+}
+
+/// Where to compute and where the data is.
+#[derive(Args, Clone, Debug)]
+pub struct PlaceArguments {
+    /// Where to compute.
+    #[command(flatten)]
+    pub devices: DeviceArguments,
+
     /// Folder that holds one folder per published data set [default: $SESQUI_DATA, else datasets/]
     #[arg(long, value_name = "DIR")]
     pub data_root: Option<PathBuf>,
+}
+
+impl DeviceArguments {
+    /// As [`Backend::settle`]; first thing in `main`.
+    pub fn settle(&self) {
+        self.backend.settle();
+    }
+
+    /// Opens the devices.
+    ///
+    /// # Errors
+    ///
+    /// As [`Backend::open`].
+    pub fn open(&self) -> Result<Place, Misuse> {
+        self.backend.open(&self.devices, self.host.as_deref())
+    }
 }
 
 impl ConfigArguments {

@@ -318,6 +318,7 @@ pub fn read_file(path: &Path) -> Result<Measured> {
         .into());
     }
     Ok(Measured {
+        reads: None,
         summary,
         answers: found,
         exits: None,
@@ -372,6 +373,7 @@ mod tests {
                 accepted: 0,
             });
         Measured {
+            reads: None,
             summary: SummaryRow {
                 method: method.to_owned(),
                 dataset: "d".to_owned(),

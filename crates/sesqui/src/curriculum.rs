@@ -31,7 +31,7 @@ impl Run<'_> {
         config: &CurriculumConfig,
         outlets: &mut Outlets<'_>,
     ) -> Result<Finished> {
-        let device = self.device().clone().autodiff();
+        let device = stage.training.recompute.tracked(self.device());
         let backbone = self.lineage().start(stage, &device)?.backbone().clone();
         let plan = self.workbench.curriculum(stage, config);
         let Some(feedback) = config.thought.feedback() else {
@@ -90,7 +90,7 @@ impl Run<'_> {
         config: &IcotConfig,
         outlets: &mut Outlets<'_>,
     ) -> Result<Finished> {
-        let device = self.device().clone().autodiff();
+        let device = stage.training.recompute.tracked(self.device());
         let backbone = self.lineage().start(stage, &device)?.backbone().clone();
         let cuts = Cuts::Tokens(config.plan(self.workbench.training()));
         self.cut(stage, backbone, cuts, outlets)

@@ -105,7 +105,7 @@ fn one_step(
             let rollout = move |step| exits_drawn(seed, step);
             let (batches, skipped) =
                 workbench.latent_batches(stage, &settings, context, seed, rollout)?;
-            let device = model.token_embedding.weight.val().device();
+            let device = model.device();
             let shortcuts = Shortcuts::new(&config.shortcuts, model.config(), seed, &device);
             let added = shortcuts.num_params();
             let model = Shortcut::new(student(model, &settings), shortcuts, model, config);
@@ -121,7 +121,7 @@ fn one_step(
                 workbench.latent_batches(stage, &settings, context, seed, rollout)?;
             let batches = JointBatches::new(batches, move |step| exits_drawn(seed, step));
             let sizes = |batch: &JointBatch| sizes(&batch.align);
-            let device = model.token_embedding.weight.val().device();
+            let device = model.device();
             let shortcuts = &config.shortcut.shortcuts;
             let shortcuts = Shortcuts::new(shortcuts, model.config(), seed, &device);
             let added = shortcuts.num_params();
@@ -194,7 +194,7 @@ fn growth(settings: &LatentSettings) -> String {
 
 /// As text: there is no batch yet, since labels come from the trained model.
 fn halt_head(model: &Transformer, settings: &LatentSettings, config: &HaltStageConfig) -> String {
-    let device = model.token_embedding.weight.val().device();
+    let device = model.device();
     let (hidden, count) = (config.hidden, settings.count);
     let head = StepHead::new(hidden, count, model.config(), 0, &device);
     let questions = match config.questions {
@@ -209,7 +209,7 @@ fn halt_head(model: &Transformer, settings: &LatentSettings, config: &HaltStageC
 }
 
 fn student(model: &Transformer, settings: &LatentSettings) -> LatentTransformer {
-    let device = model.token_embedding.weight.val().device();
+    let device = model.device();
     LatentTransformer::new(model.clone(), &settings.latents.feedback, 0, &device)
 }
 

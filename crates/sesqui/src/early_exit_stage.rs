@@ -15,7 +15,7 @@ impl Run<'_> {
         config: &EarlyExitConfig,
         outlets: &mut Outlets<'_>,
     ) -> Result<Finished> {
-        let device = self.device().clone().autodiff();
+        let device = stage.training.recompute.tracked(self.device());
         let backbone = self.lineage().start(stage, &device)?.backbone().clone();
         let (context, seed) = (backbone.config().context, self.experiment.seed);
         let plan = config.plan(backbone.layers.len(), stage.training.steps);

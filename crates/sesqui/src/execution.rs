@@ -3,19 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use burn::tensor::Device;
 use burn::train::Interrupter;
 use jiff::Timestamp;
 use sesqui_reason::HaltConfig;
 use sesqui_run::{EventKind, Resolved, RowWriter, RunDirectory, Summary};
 use sesqui_trainer::Stop;
 
-use crate::backend::Backend;
+use crate::backend::Place;
 use crate::events::Events;
 use crate::experiment::{Experiment, Stage};
 use crate::halting;
 use crate::measure::{Candidate, Measured, side_by_side};
 use crate::opened::Opened;
+use crate::output::say;
 use crate::preparation::{self, Preparation};
 use crate::provenance;
 use crate::refinement::Variant;
@@ -35,11 +35,11 @@ pub struct Execution<'a> {
     /// The data.
     pub workbench: &'a Workbench,
     /// Where tensors live.
-    pub backend: Backend,
-    /// The device, without autodiff.
-    pub device: &'a Device,
+    pub place: &'a Place,
     /// What to show while training.
     pub renderer: RendererChoice,
+    /// Whether to say where time goes and how often the device is waited for.
+    pub profile: bool,
     /// Set when somebody asks to stop.
     pub interrupter: &'a Interrupter,
     /// When this start began.
@@ -83,7 +83,7 @@ impl Execution<'_> {
     /// When training or measuring fails; what is in the directory can be gone on with.
     pub fn carry_out(&self, directory: &RunDirectory) -> Result<Ending> {
         let (experiment, workbench) = (&self.resolved.value, self.workbench);
-        provenance::record(directory, self.started, experiment, workbench, self.backend)?;
+        provenance::record(directory, self.started, experiment, workbench, self.place)?;
         let mut events = Events::open(directory)?;
         let Some(trained) = self.train(directory, &mut events)? else {
             return Ok(Ending::Interrupted);
@@ -92,6 +92,15 @@ impl Execution<'_> {
             events.of_run(EventKind::Interrupted)?;
             return Ok(Ending::Interrupted);
         };
+        let reads = measured.iter().filter_map(|found| {
+            let row = &found.summary;
+            let reads = found.reads?;
+            Some(format!(
+                "{}, {}: {reads:.2} reads from the device per batch of questions",
+                row.method, row.split
+            ))
+        });
+        self.tell(&reads.collect::<Vec<_>>())?;
         let summary = Summary {
             run: directory.name(),
             variant: self.variant.to_owned(),
@@ -114,29 +123,32 @@ impl Execution<'_> {
         let mut renderer = self.renderer.open(directory, self.interrupter)?;
         let (mut metrics, _torn) = RowWriter::open(&directory.metrics())?;
         renderer.line(&provenance::opening(
-            directory,
-            experiment,
-            workbench,
-            self.backend,
+            directory, experiment, workbench, self.place,
         ));
         let run = Run {
             experiment,
             config_text: &self.resolved.text,
             paths: directory,
             workbench,
-            devices: &self.backend.workers(self.device),
+            devices: self.place.workers(),
             interrupter: self.interrupter,
         };
+        let mut profiles = Vec::new();
         let mut trained = Vec::new();
         for stage in &experiment.stages {
             let outlets = Outlets {
                 renderer: &mut renderer,
                 metrics: &mut metrics,
             };
+            if let Some(idle) = self.place.idle(stage.training.accumulation) {
+                outlets.renderer.line(&format!("{}: {idle}", stage.name));
+            }
             let outcome = run.train(stage, outlets)?;
+            profiles.push(format!("{}: {}", stage.name, outcome.profile.line()));
             if outcome.stop == Stop::Interrupted {
                 events.of_stage(EventKind::Interrupted, &stage.name, outcome.state.step)?;
                 renderer.close();
+                self.tell(&profiles)?;
                 return Ok(None);
             }
             events.of_stage(EventKind::StageFinished, &stage.name, outcome.state.step)?;
@@ -144,7 +156,16 @@ impl Execution<'_> {
             trained.push((stage, outcome.model, folder));
         }
         renderer.close();
+        self.tell(&profiles)?;
         Ok(Some(trained))
+    }
+
+    /// Says lines of a profile, if one is asked for; the dashboard is closed.
+    fn tell(&self, lines: &[String]) -> Result<()> {
+        match self.profile {
+            true => lines.iter().try_for_each(say),
+            false => Ok(()),
+        }
     }
 
     /// Every stage on every test set, plain latents first, then refined, then halting ones, in words all
@@ -170,7 +191,13 @@ impl Execution<'_> {
                 });
             }
             let (config, reasoning) = (&experiment.evaluation, &experiment.reasoning);
-            measured.extend(side_by_side(&asked, self.device, task, config, reasoning)?);
+            measured.extend(side_by_side(
+                &asked,
+                self.place.home(),
+                task,
+                config,
+                reasoning,
+            )?);
         }
         Ok(Some(measured))
     }
@@ -181,7 +208,7 @@ impl Execution<'_> {
         let variants: Vec<Variant> = Variant::configured(&experiment.reasoning)
             .into_iter()
             .collect();
-        let mut preparation = Preparation::new(self.workbench, experiment, self.device);
+        let mut preparation = Preparation::new(self.workbench, experiment, self.place.home());
         let mut candidates = Vec::new();
         for (stage, model, folder) in trained {
             let candidate = |(model, method)| Candidate {

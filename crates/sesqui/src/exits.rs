@@ -293,6 +293,7 @@ mod tests {
         assert_eq!(summary(&latent(false), &task, &found), BTreeMap::new());
 
         let measured = |exits: Option<Exits>| Measured {
+            reads: None,
             summary: SummaryRow {
                 method: "system15".to_owned(),
                 ..SummaryRow::default()

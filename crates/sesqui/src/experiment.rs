@@ -13,8 +13,8 @@ use sesqui_distill::{
     ShortcutStageConfig,
 };
 use sesqui_eval::EvaluationConfig;
-use sesqui_model::ModelConfig;
 use sesqui_model::latent::SlotPositions;
+use sesqui_model::{ModelConfig, Precision};
 use sesqui_reason::HaltConfig;
 use sesqui_shortcut::Landing;
 use sesqui_trainer::TrainingConfig;
@@ -44,6 +44,9 @@ pub struct Experiment {
     pub labels: LabelsConfig,
     /// The backbone, unless a stage starts from a Hugging Face checkpoint.
     pub model: ModelConfig,
+    /// Of the products in layers and head, in training and in answering.
+    #[serde(skip_serializing_if = "Precision::is_f32")]
+    pub precision: Precision,
     /// How accuracy and time are measured.
     pub evaluation: EvaluationConfig,
     /// How latent models reason when they are asked.
@@ -301,6 +304,7 @@ impl Default for Experiment {
             format: TextFormat::default(),
             labels: LabelsConfig::default(),
             model: ModelConfig::default(),
+            precision: Precision::F32,
             evaluation: EvaluationConfig::default(),
             reasoning: ReasoningConfig::default(),
             stages: vec![no_cot, cot, latent, system15],

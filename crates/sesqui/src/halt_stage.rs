@@ -26,7 +26,7 @@ impl Run<'_> {
         config: &HaltStageConfig,
         outlets: &mut Outlets<'_>,
     ) -> Result<Finished> {
-        let device = self.device().clone().autodiff();
+        let device = stage.training.recompute.tracked(self.device());
         let lineage = self.lineage();
         let Trained::Latent(student) = lineage.start(stage, &device)? else {
             return Err(Misuse(format!(

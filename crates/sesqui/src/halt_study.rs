@@ -43,6 +43,7 @@ impl HaltRow {
     /// As what was measured of one method.
     pub fn into_measured(self) -> Measured {
         Measured {
+            reads: None,
             summary: self.summary,
             answers: self.answers,
             exits: None,

@@ -17,7 +17,7 @@ use sesqui_eval::statistics::Distribution;
 use sesqui_run::{RunPaths, Schema};
 use sha2::{Digest, Sha256};
 
-use crate::backend::Backend;
+use crate::backend::Place;
 use crate::experiment::{Experiment, Objective};
 use crate::label_file::{Header, LabelRow, TRAIN, data_hash, most_removed, write};
 use crate::labels::{Agreement, agreements, symbolic, truth};
@@ -42,7 +42,7 @@ pub struct Request<'a> {
     /// Folder of published data.
     pub root: &'a Path,
     /// Where to compute.
-    pub backend: Backend,
+    pub place: &'a Place,
     /// The split to label; without one training and validation.
     pub split: Option<&'a str>,
     /// Label file to write; the cache lies beside it.
@@ -89,8 +89,8 @@ pub fn labels(request: &Request<'_>) -> Result<String> {
     }
     waiting.finish_and_clear();
 
-    let device = request.backend.device()?;
-    let model = opened.load(&device)?;
+    let device = request.place.home();
+    let model = opened.load(device)?;
     let scorer = Scorer {
         backbone: model.backbone(),
         layout: opened.layout,
@@ -249,7 +249,7 @@ fn cache(
         data: data.clone(),
         most_removed: most_removed(request.walk),
         batch_size: request.batch_size,
-        backend: request.backend.name(),
+        backend: request.place.name(),
     };
     let digest = Sha256::digest(serde_json::to_vec(&key)?);
     let name: String = digest[..6]

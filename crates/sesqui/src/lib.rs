@@ -33,6 +33,7 @@ pub mod memory;
 pub mod misuse;
 pub mod opened;
 pub mod output;
+pub mod parity;
 pub mod preparation;
 pub mod provenance;
 pub mod reasoning;

@@ -36,6 +36,8 @@ pub struct Measured {
     pub answers: Vec<QuestionRow>,
     /// Where latent steps left, of a model with routers.
     pub exits: Option<Exits>,
+    /// Reads from the device for a batch of questions, where they were counted.
+    pub reads: Option<f64>,
 }
 
 /// A model that is measured beside others on the same questions.
@@ -146,6 +148,7 @@ fn kept(
     }
     Ok(Measured {
         summary,
+        reads: (found.timing.questions > 0).then_some(found.timing.reads),
         answers: found.rows,
         exits,
     })

@@ -7,7 +7,7 @@ use anyhow::Result;
 use jiff::Timestamp;
 use sesqui_run::{Invocation, Program, RunPaths};
 
-use crate::backend::Backend;
+use crate::backend::Place;
 use crate::experiment::Experiment;
 use crate::workbench::Workbench;
 
@@ -24,7 +24,7 @@ pub fn record(
     started: Timestamp,
     experiment: &Experiment,
     workbench: &Workbench,
-    backend: Backend,
+    place: &Place,
 ) -> Result<()> {
     let data = workbench
         .corpus
@@ -43,8 +43,8 @@ pub fn record(
         argv: std::env::args().collect(),
         started,
         burn_version: BURN.to_owned(),
-        backend: backend.name().to_owned(),
-        device: backend.name().to_owned(),
+        backend: place.name().to_owned(),
+        device: place.description().to_owned(),
         data,
         seeds: BTreeMap::from([("experiment".to_owned(), experiment.seed)]),
     };
@@ -57,7 +57,7 @@ pub fn opening(
     paths: &RunPaths,
     experiment: &Experiment,
     workbench: &Workbench,
-    backend: Backend,
+    place: &Place,
 ) -> String {
     let corpus = &workbench.corpus;
     let tests: Vec<String> = corpus
@@ -73,7 +73,7 @@ pub fn opening(
         "run        {}\nbackend    {}\ndata       {}: {} train, {} validation, {}{skipped}\n\
          tokenizer  {} ids\nmodel      {} layers, d_model {}, {} heads, {} positions",
         paths.folder().display(),
-        backend.name(),
+        place.description(),
         corpus.name,
         corpus.train.len(),
         corpus.validation.len(),
@@ -106,17 +106,52 @@ pub fn command(program: &str) -> String {
     line(&words)
 }
 
+/// This process's command line without `flags` and their values.
+pub fn words_without(flags: &[&str]) -> Vec<String> {
+    without(std::env::args().collect(), flags)
+}
+
+fn without(words: Vec<String>, flags: &[&str]) -> Vec<String> {
+    let mut kept = Vec::with_capacity(words.len());
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        if flags.contains(&word.as_str()) {
+            words.next();
+        } else if !flags
+            .iter()
+            .any(|flag| word.starts_with(&format!("{flag}=")))
+        {
+            kept.push(word);
+        }
+    }
+    kept
+}
+
 /// Words as a shell takes them.
-fn line(words: &[String]) -> String {
+pub fn line(words: &[String]) -> String {
     let quoted: Vec<String> = words.iter().map(|word| quoted(word)).collect();
     quoted.join(" ")
 }
 
-fn quoted(word: &str) -> String {
+/// A word as a shell takes it.
+pub fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()
     } else {
         format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_go_with_their_values() {
+        let words = "train --emit jobs --study s.toml --only=a --run r --only b";
+        let words = words.split(' ').map(str::to_owned).collect();
+        let kept = without(words, &["--emit", "--only"]);
+        assert_eq!(line(&kept), "train --study s.toml --run r");
     }
 }

@@ -212,6 +212,7 @@ mod tests {
             ..QuestionRow::default()
         };
         Measured {
+            reads: None,
             summary: SummaryRow {
                 method: method.to_owned(),
                 dataset: "data".to_owned(),

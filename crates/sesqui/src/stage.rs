@@ -19,7 +19,9 @@ use sesqui_run::{MetricRow, RowWriter, RunPaths};
 use sesqui_shortcut::Shortcuts;
 use sesqui_trainer::checkpoint::Attachment;
 use sesqui_trainer::objective::Objective as Learner;
-use sesqui_trainer::{Batches, Checkpoints, Fit, Outcome, Renderer, State, Stop, Validation, fit};
+use sesqui_trainer::{
+    Batches, Checkpoints, Fit, Outcome, Profile, Renderer, State, Stop, Validation, fit,
+};
 
 use crate::exits;
 use crate::experiment::{Experiment, Objective, Stage};
@@ -57,6 +59,8 @@ pub struct Finished {
     pub state: State,
     /// Why it ended.
     pub stop: Stop,
+    /// Where its time went.
+    pub profile: Profile,
 }
 
 /// What a person sees of a stage, and what is written.
@@ -95,7 +99,7 @@ impl Run<'_> {
     }
 
     fn supervise(&self, stage: &Stage, outlets: &mut Outlets<'_>) -> Result<Finished> {
-        let device = self.device().clone().autodiff();
+        let device = stage.training.recompute.tracked(self.device());
         let model = self.lineage().start(stage, &device)?.backbone().clone();
         let context = model.config().context;
         let seed = self.experiment.seed;
@@ -120,7 +124,7 @@ impl Run<'_> {
         config: &AlignConfig,
         outlets: &mut Outlets<'_>,
     ) -> Result<Finished> {
-        let device = self.device().clone().autodiff();
+        let device = stage.training.recompute.tracked(self.device());
         let teacher = self.lineage().start(stage, &device)?.backbone().clone();
         let settings = self.workbench.latent_settings(config);
         let rollout = config.rollouts(self.experiment.seed, stage.training.steps);
@@ -142,7 +146,7 @@ impl Run<'_> {
         config: &ShortcutStageConfig,
         outlets: &mut Outlets<'_>,
     ) -> Result<Finished> {
-        let device = self.device().clone().autodiff();
+        let device = stage.training.recompute.tracked(self.device());
         let lineage = self.lineage();
         let Trained::Latent(student) = lineage.start(stage, &device)? else {
             return Err(Misuse(format!(
@@ -173,7 +177,7 @@ impl Run<'_> {
         config: &JointConfig,
         outlets: &mut Outlets<'_>,
     ) -> Result<Finished> {
-        let device = self.device().clone().autodiff();
+        let device = stage.training.recompute.tracked(self.device());
         let teacher = self.lineage().start(stage, &device)?.backbone().clone();
         let settings = self.workbench.latent_settings(&config.align);
         let settings = settings.with_shortcuts(&config.shortcut);
@@ -288,7 +292,7 @@ impl Run<'_> {
         let devices: Vec<Device> = self
             .devices
             .iter()
-            .map(|device| device.clone().autodiff())
+            .map(|device| stage.training.recompute.tracked(device))
             .collect();
         // The dashboard shows by itself that validation is under way.
         let plain = outlets.renderer.is_plain();
@@ -393,6 +397,7 @@ pub(crate) fn finished<M: Module>(
         model: trained(outcome.model.valid()),
         state: outcome.state,
         stop: outcome.stop,
+        profile: outcome.profile,
     }
 }
 

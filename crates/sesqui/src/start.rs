@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use sesqui_distill::align::Teacher;
-use sesqui_model::{ModelConfig, Transformer, huggingface};
+use sesqui_model::{ModelConfig, Precision, Transformer, huggingface};
 use sesqui_run::RunPaths;
 use sesqui_shortcut::ShortcutConfig;
 use sesqui_trainer::Checkpoints;
@@ -57,7 +57,10 @@ impl Lineage<'_> {
                 let fresh = self.fresh(source, device)?;
                 Trained::load(&earlier.path(state.step), source, fresh, device)
             }
-            Initialize::Checkpoint { path } => Opened::checkpoint(path)?.load(device),
+            Initialize::Checkpoint { path } => {
+                let trained = Opened::checkpoint(path)?.load(device)?;
+                Ok(trained.with_precision(self.experiment.precision))
+            }
         }
     }
 
@@ -106,12 +109,19 @@ impl Lineage<'_> {
     ///
     /// When the shape cannot be built, or the Hugging Face model does not suit the tokenizer.
     pub fn fresh(&self, stage: &Stage, device: &Device) -> Result<Transformer> {
+        let precision = self.experiment.precision;
+        computes(device, precision)?;
+        let model = self.shaped(stage, device)?;
+        Ok(model.with_precision(precision))
+    }
+
+    fn shaped(&self, stage: &Stage, device: &Device) -> Result<Transformer> {
         match &stage.initialize {
             Initialize::Scratch => {
                 let (config, seed) = (&self.experiment.model, self.experiment.seed);
                 Ok(Transformer::new(config, self.vocabulary, seed, device)?)
             }
-            Initialize::Stage { stage: from } => self.fresh(self.find(from)?, device),
+            Initialize::Stage { stage: from } => self.shaped(self.find(from)?, device),
             Initialize::Checkpoint { path } => Opened::checkpoint(path)?.fresh(device),
             Initialize::HuggingFace { path } => {
                 let model = huggingface::load(path, device)
@@ -144,6 +154,20 @@ impl Lineage<'_> {
         self.experiment
             .stage(name)
             .with_context(|| format!("the run has no stage {name}"))
+    }
+}
+
+/// Whether `device` has floats of this precision.
+///
+/// # Errors
+///
+/// When it has not.
+pub fn computes(device: &Device, precision: Precision) -> Result<(), Misuse> {
+    match device.supports_dtype(precision.dtype()) {
+        true => Ok(()),
+        false => Err(Misuse(
+            "precision: this device has no bf16; set precision = \"f32\"".to_owned(),
+        )),
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod conduct;
 pub mod cost;
+pub mod jobs;
 pub mod markdown;
 pub mod measure;
 pub mod merge;
@@ -22,7 +23,7 @@ use sesqui_run::{ConfigError, ConfigSource, Resolved};
 
 use crate::misuse::Misuse;
 
-pub use conduct::{Conduct, conduct};
+pub use conduct::{Conduct, Emit, conduct};
 
 /// The fewest latent steps that a model is asked with, in studies: the answer right after the question.
 pub const FEWEST_LATENT_STEPS: usize = 0;

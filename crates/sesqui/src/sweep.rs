@@ -47,6 +47,7 @@ impl Cell {
     /// As what was measured of one method.
     pub fn into_measured(self) -> Measured {
         Measured {
+            reads: None,
             summary: self.summary,
             answers: self.answers,
             exits: None,

@@ -12,7 +12,7 @@ use sesqui_distill::{
 };
 use sesqui_eval::{EvaluationConfig, LatentMethod, Method, Task, TokenDecoding};
 use sesqui_model::latent::{LatentTransformer, Source};
-use sesqui_model::{Continuation, LatentOrder, Transformer};
+use sesqui_model::{Continuation, LatentOrder, Precision, Transformer};
 use sesqui_reason::{Decoding, HaltConfig, TokenExit};
 use sesqui_shortcut::{
     EntryPosition, ExitRule, HostRouter, HostStepHead, KeyValueRule, Landing, ShortcutConfig,
@@ -337,6 +337,16 @@ impl Trained {
             Self::Tokens(words) => &words.backbone,
             Self::Latent(latent) => &latent.model.backbone,
         }
+    }
+
+    /// With products of this precision.
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        let backbone = match &mut self {
+            Self::Tokens(words) => &mut words.backbone,
+            Self::Latent(latent) => &mut latent.model.backbone,
+        };
+        *backbone = backbone.clone().with_precision(precision);
+        self
     }
 
     /// From now on refines latents with `refinement`, or feeds them as they come; what tables call the

@@ -24,6 +24,8 @@ mod halting;
 mod help;
 #[path = "cli/likelihood.rs"]
 mod likelihood;
+#[path = "cli/places.rs"]
+mod places;
 #[path = "cli/refining.rs"]
 mod refining;
 #[path = "cli/refusals.rs"]

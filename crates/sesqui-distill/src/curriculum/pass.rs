@@ -32,7 +32,7 @@ pub fn thought_pass(
     let pass = Pass {
         student,
         batch,
-        device: student.backbone.token_embedding.weight.val().device(),
+        device: student.backbone.device(),
     };
     match (student.source(), order) {
         _ if batch.slots == 0 => pass.at_once(),
@@ -169,8 +169,8 @@ impl Pass<'_> {
     }
 
     fn cache(&self) -> KvCache {
-        let config = self.student.backbone.config();
-        KvCache::new(config, self.batch.batch, self.batch.seq, &self.device)
+        let backbone = &self.student.backbone;
+        backbone.cache(self.batch.batch, self.batch.seq)
     }
 
     /// All layers on `columns`, whose inputs are `embedded`, behind what `cache` holds.

@@ -2,6 +2,7 @@
 
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Int, Tensor};
+use sesqui_kernels::read;
 use sesqui_model::Transformer;
 use sesqui_shortcut::Walk;
 
@@ -36,7 +37,7 @@ impl<'a> Watch<'a> {
             return Vec::new();
         }
         let logits = self.logits(steps, walk, &rows, opening);
-        let entropies = entropy(logits, &self.rule.over).into_data();
+        let entropies = read(entropy(logits, &self.rule.over));
         self.reads += 1;
         for (&row, entropy) in rows.iter().zip(entropies.iter::<f32>()) {
             self.seen[row].push(Probe {

@@ -94,9 +94,7 @@ impl<'a> Auxiliary<'a> {
         let mut cache = match (seen.context, &self.cache) {
             (Context::Own, Some(cache)) => cache.clone(),
             (Context::Shared, _) => seen.student.clone(),
-            (Context::None, _) | (Context::Own, None) => {
-                KvCache::new(self.model.config(), batch, 1, &seen.at.device())
-            }
+            (Context::None, _) | (Context::Own, None) => self.model.cache(batch, 1),
         };
         // Rows that do not enter at the bottom ride along; nobody looks at what they get.
         let real = vec![true; batch];

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use sesqui_kernels::read;
 use sesqui_model::{KvCache, Transformer};
 
 use super::{Drafts, ExitDecoded, ExitRow, TokenRun};
@@ -28,7 +29,7 @@ pub(super) fn decode(
     };
     let clock = Instant::now();
     let capacity = prompt.seq + decoding.max_tokens;
-    let mut cache = KvCache::new(model.config(), prompt.batch, capacity, device);
+    let mut cache = model.cache(prompt.batch, capacity);
     before_the_last(model, prompt, &mut cache, device);
     let last = |list: &[i32]| -> Vec<i32> {
         let rows = list.chunks_exact(prompt.seq);
@@ -173,13 +174,14 @@ impl Leaving<'_> {
             return tokens.map(|token| (token, true)).collect();
         }
         let logits = self.model.head(normed);
-        let tokens = logits.clone().argmax(2).into_data();
-        let probabilities = softmax(logits, 2).max_dim(2).into_data();
-        let sure = probabilities
-            .iter::<f64>()
-            .map(|probability| probability > self.threshold);
-        let tokens = tokens.iter::<i64>().map(|token| token as u32);
-        tokens.zip(sure).collect()
+        // One read for both: as a float every id is exact.
+        let tokens = logits.clone().argmax(2).float();
+        let probabilities = softmax(logits, 2).max_dim(2);
+        let both = read(Tensor::cat(vec![tokens, probabilities], 2));
+        let both: Vec<f32> = both.iter::<f32>().collect();
+        let rows = both.chunks_exact(2);
+        rows.map(|row| (row[0] as u32, f64::from(row[1]) > self.threshold))
+            .collect()
     }
 
     /// Some rows of states `[rows, 1, d_model]` and positions `[rows, 1]`.

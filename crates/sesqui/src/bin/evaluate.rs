@@ -141,7 +141,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use.";
 fn main() -> ExitCode {
     keep_freed_memory();
     let arguments = Arguments::parse();
-    arguments.place.backend.settle();
+    arguments.place.devices.settle();
     match evaluate(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),
@@ -151,7 +151,7 @@ fn main() -> ExitCode {
 fn evaluate(arguments: &Arguments) -> Result<()> {
     let started = Timestamp::now();
     let sweep = sweep(arguments)?;
-    let device = arguments.place.backend.device()?;
+    let device = arguments.place.devices.open()?.home().clone();
     let stage = arguments.stage.as_deref();
     let checkpoints = reopened::checkpoints(&arguments.path, stage)?;
     // Of a whole run, stages that reason in words are measured as they are.

@@ -128,7 +128,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use.";
 fn main() -> ExitCode {
     keep_freed_memory();
     let arguments = Arguments::parse();
-    arguments.place.backend.settle();
+    arguments.place.devices.settle();
     match generate(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),
@@ -136,7 +136,8 @@ fn main() -> ExitCode {
 }
 
 fn generate(arguments: &Arguments) -> Result<()> {
-    let device = arguments.place.backend.device()?;
+    let place = arguments.place.devices.open()?;
+    let device = place.home().clone();
     if arguments
         .question
         .as_deref()

@@ -151,6 +151,10 @@ struct LabelArguments {
     /// Where to score
     #[arg(long, value_enum, default_value_t = Backend::Cpu, requires = "checkpoint")]
     backend: Backend,
+
+    /// Address of the server of --backend remote, for example ws://gpu:3000
+    #[arg(long, value_name = "URL", requires = "checkpoint")]
+    host: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -260,7 +264,7 @@ fn likelihood(arguments: &LabelArguments, checkpoint: &Path, out: &Path) -> Resu
         config: arguments.config.config.as_deref(),
         set: &set,
         root: &data_root(arguments.root.data_root.as_deref()),
-        backend: arguments.backend,
+        place: &arguments.backend.open(&[], arguments.host.as_deref())?,
         split: arguments.split.as_deref(),
         out,
         tau: arguments.tau,
@@ -287,7 +291,7 @@ fn export(arguments: &Export) -> Result<ExitCode> {
         .into());
     }
     let opened = reopened::open(&arguments.path, arguments.stage.as_deref())?;
-    let model = opened.load(&Backend::Cpu.device()?)?;
+    let model = opened.load(Backend::Cpu.open(&[], None)?.home())?;
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     sesqui_model::huggingface::save(model.backbone(), out)?;
     atomic_write(

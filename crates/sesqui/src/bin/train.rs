@@ -14,7 +14,8 @@ use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{INTERRUPTED, report};
 use sesqui::output::say;
 use sesqui::screen::{RendererChoice, stop_on_ctrl_c};
-use sesqui::study::{Conduct, conduct};
+use sesqui::start::computes;
+use sesqui::study::{Conduct, Emit, conduct};
 use sesqui::workbench::data_root;
 use sesqui::{compare, describe, exits, provenance, smoke, token_exit};
 use sesqui_run::{RunDirectory, SummaryRow};
@@ -44,6 +45,19 @@ struct Arguments {
     #[arg(long, value_enum, default_value_t = RendererChoice::Auto)]
     renderer: RendererChoice,
 
+    /// Of the study's runs take this one; repeatable
+    #[arg(long, value_name = "RUN", requires = "study")]
+    only: Vec<String>,
+
+    /// Print what a scheduler takes instead of training: a job for each run of the study, all in the
+    /// directory that --run names
+    #[arg(long, value_enum, value_name = "WHAT", requires = "study")]
+    emit: Option<Emit>,
+
+    /// Say where the time of each stage goes, and how often it waits for the device
+    #[arg(long)]
+    profile: bool,
+
     /// Shrink data, model and steps so that the run gets through in seconds
     #[arg(long)]
     smoke: bool,
@@ -71,7 +85,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use, 130 stopped and resumable.";
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     keep_freed_memory();
-    arguments.place.backend.settle();
+    arguments.place.devices.settle();
     match train(&arguments) {
         Ok(code) => code,
         Err(error) => report(&error),
@@ -93,6 +107,9 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
             renderer: arguments.renderer,
             smoke: arguments.smoke,
             dry_run: arguments.dry_run,
+            profile: arguments.profile,
+            only: &arguments.only,
+            emit: arguments.emit,
         });
     }
     let mut resolved = arguments.config.resolve()?;
@@ -101,13 +118,13 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     }
     let experiment = &resolved.value;
     experiment.validate()?;
-    let backend = arguments.place.backend;
-    let device = backend.device()?;
+    let place = arguments.place.devices.open()?;
+    computes(place.home(), experiment.precision)?;
     let data_root = data_root(arguments.place.data_root.as_deref());
     let workbench = execution::prepare(experiment, &data_root)?;
     if arguments.dry_run {
         say(&resolved.text)?;
-        say(describe::dry_run(experiment, &workbench, &device)?)?;
+        say(describe::dry_run(experiment, &workbench, place.home())?)?;
         return Ok(ExitCode::SUCCESS);
     }
 
@@ -126,9 +143,9 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
         resolved: &resolved,
         variant: &variant,
         workbench: &workbench,
-        backend,
-        device: &device,
+        place: &place,
         renderer: arguments.renderer,
+        profile: arguments.profile,
         interrupter: &interrupter,
         started,
     };

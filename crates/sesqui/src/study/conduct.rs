@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
-use burn::tensor::Device;
 use burn::train::Interrupter;
 use jiff::Timestamp;
 use sesqui_eval::EvaluationConfig;
@@ -19,7 +18,8 @@ use super::pareto::{self, Cost};
 use super::plan::{Adjustments, Plan, PlannedRun};
 use super::report::Report;
 use super::table::large;
-use super::{Study, markdown, table};
+use super::{Study, jobs, markdown, table};
+use crate::backend::Place;
 use crate::cli::{ConfigArguments, PlaceArguments};
 use crate::execution::{self, Ending, Execution};
 use crate::experiment::{Experiment, Objective};
@@ -27,7 +27,7 @@ use crate::misuse::{INTERRUPTED, Misuse};
 use crate::output::say;
 use crate::reasoning::{LatentSteps, ReasoningConfig};
 use crate::screen::{RendererChoice, spinner, stop_on_ctrl_c};
-use crate::start::check_starts;
+use crate::start::{check_starts, computes};
 use crate::workbench::{Workbench, data_root};
 use crate::{halting, preparation, provenance, token_exit};
 
@@ -49,6 +49,19 @@ pub struct Conduct<'a> {
     pub smoke: bool,
     /// Whether to stop before anything is written.
     pub dry_run: bool,
+    /// As of a single run.
+    pub profile: bool,
+    /// Runs to take, by name; none named: all.
+    pub only: &'a [String],
+    /// What to print instead of training.
+    pub emit: Option<Emit>,
+}
+
+/// What a study is turned into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Emit {
+    /// A Slurm array with a task for each run, and a shell line that does the same.
+    Jobs,
 }
 
 /// How one run was left.
@@ -77,7 +90,31 @@ pub fn conduct(asked: &Conduct<'_>) -> Result<ExitCode> {
     }
     let smoke = asked.smoke;
     let plan = Plan::new(&study.value, &Adjustments { overrides, smoke })?;
-    let device = asked.place.backend.device()?;
+    let names: Vec<&str> = plan.runs.iter().map(|run| &*run.name).collect();
+    if let Some(name) = asked
+        .only
+        .iter()
+        .find(|name| !names.contains(&name.as_str()))
+    {
+        let names = names.join(", ");
+        return Err(Misuse(format!("--only {name}: the study has the runs {names}")).into());
+    }
+    if let Some(Emit::Jobs) = asked.emit {
+        let Some(folder) = asked.directory else {
+            return Err(Misuse(
+                "--emit jobs: name the study directory with --run, all jobs work in it".into(),
+            )
+            .into());
+        };
+        let at = std::env::current_dir().context("the current folder")?;
+        let words = provenance::words_without(&["--emit", "--only"]);
+        say(jobs::script(&variant(asked.file), &plan, &words, folder, &at).trim_end())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let place = asked.place.devices.open()?;
+    for run in plan.of_first_seed() {
+        computes(place.home(), run.resolved.value.precision)?;
+    }
 
     let variant = variant(asked.file);
     let folder = match asked.directory {
@@ -118,7 +155,7 @@ pub fn conduct(asked: &Conduct<'_>) -> Result<ExitCode> {
         text: &study.text,
         plan: &plan,
         directory: &directory,
-        device: &device,
+        place: &place,
         variant: &variant,
         interrupter: &interrupter,
     };
@@ -128,7 +165,8 @@ pub fn conduct(asked: &Conduct<'_>) -> Result<ExitCode> {
         held = Vec::new();
         let mut finished = 0;
         for run in &plan.runs {
-            if failed.contains(&run.name) {
+            let wanted = asked.only.is_empty() || asked.only.contains(&run.name);
+            if !wanted || failed.contains(&run.name) {
                 continue;
             }
             match at_work.take(run) {
@@ -175,7 +213,7 @@ struct AtWork<'a> {
     text: &'a str,
     plan: &'a Plan,
     directory: &'a StudyDirectory,
-    device: &'a Device,
+    place: &'a Place,
     variant: &'a str,
     interrupter: &'a Interrupter,
 }
@@ -208,9 +246,9 @@ impl AtWork<'_> {
                 resolved: &run.resolved,
                 variant: self.variant,
                 workbench: &workbench,
-                backend: self.asked.place.backend,
-                device: self.device,
+                place: self.place,
                 renderer: self.asked.renderer,
+                profile: self.asked.profile,
                 interrupter: self.interrupter,
                 started: Timestamp::now(),
             };
@@ -222,7 +260,7 @@ impl AtWork<'_> {
             run,
             paths: &held,
             workbench: &workbench,
-            device: self.device,
+            device: self.place.home(),
             interrupter: self.interrupter,
             latent_steps: &self.study.latent_steps,
         };

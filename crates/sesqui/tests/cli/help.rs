@@ -12,6 +12,7 @@ const COMMANDS: &[(&str, &[&str])] = &[
     ("evaluate", &["--help"]),
     ("compare", &["--help"]),
     ("generate", &["--help"]),
+    ("parity", &["--help"]),
     ("prepare", &["--help"]),
     ("prepare", &["list", "--help"]),
     ("prepare", &["verify", "--help"]),

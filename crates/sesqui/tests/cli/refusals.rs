@@ -8,11 +8,31 @@ use crate::support::run;
 const REFUSALS: &[(&str, &[&str], &str)] = &[
     (
         "train",
+        &["--devices", "0,0"],
+        "--devices: 0 is named twice",
+    ),
+    (
+        "train",
+        &["--host", "ws://gpu:3000"],
+        "--host: --backend cpu computes on this machine; add --backend remote",
+    ),
+    (
+        "train",
+        &[
+            "--study",
+            "experiments/studies/arith-dag.toml",
+            "--only",
+            "seed-1",
+        ],
+        "--only seed-1: the study has the runs arith-dag_seed-1, arith-dag_seed-2, arith-dag_seed-3",
+    ),
+    (
+        "train",
         &["--set", "stages.cot.training.step=5"],
         "--set stages.cot.training.step=5: unknown key `stages.1.training.step`; did you mean \
          `stages.1.training.steps`?\n  valid keys in `stages.1.training`: accumulation, beta_1, \
-         beta_2, checkpoints, clip_norm, early_stopping, epsilon, learning_rate, log_every, steps, \
-         validate_every, weight_decay",
+         beta_2, checkpoints, clip_norm, early_stopping, epsilon, learning_rate, log_every, recompute, \
+         steps, validate_every, weight_decay",
     ),
     (
         "train",

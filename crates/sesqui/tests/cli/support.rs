@@ -18,6 +18,7 @@ pub fn program(name: &str) -> Command {
         "evaluate" => env!("CARGO_BIN_EXE_evaluate"),
         "compare" => env!("CARGO_BIN_EXE_compare"),
         "generate" => env!("CARGO_BIN_EXE_generate"),
+        "parity" => env!("CARGO_BIN_EXE_parity"),
         "prepare" => env!("CARGO_BIN_EXE_prepare"),
         other => panic!("no program {other}"),
     };
