@@ -9,7 +9,9 @@ use std::hint::black_box;
 use burn::tensor::Device;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sesqui_benches::Shape;
-use sesqui_benches::work::{Decode, Exits, Latents, NEW_TOKENS, Training};
+use sesqui_benches::work::{
+    Decode, Exits, Latents, NEW_TOKENS, PROMPT_TOKENS, QUESTION_TOKENS, Training,
+};
 use sesqui_dataset::DatasetConfig;
 use sesqui_dataset::encode::encode_all;
 use sesqui_dataset::read::BadRows;
@@ -36,7 +38,7 @@ fn decoding(criterion: &mut Criterion) {
     group.sample_size(10);
     for shape in [Shape::small_gpt(), Shape::arith_dag()] {
         for batch in [1, 32] {
-            let decode = Decode::new(&shape, batch, &Device::flex()).unwrap();
+            let decode = Decode::new(&shape, batch, PROMPT_TOKENS, &Device::flex()).unwrap();
             group.throughput(Throughput::Elements((batch * NEW_TOKENS) as u64));
             let id = BenchmarkId::new(shape.name, batch);
             group.bench_function(id, |bencher| bencher.iter(|| black_box(decode.run())));
@@ -51,7 +53,8 @@ fn latent(criterion: &mut Criterion) {
     let shape = Shape::arith_dag();
     for exits in Exits::ALL {
         for batch in [1, 64] {
-            let latents = Latents::new(&shape, exits, batch, &Device::flex()).unwrap();
+            let latents =
+                Latents::new(&shape, exits, [batch, QUESTION_TOKENS], &Device::flex()).unwrap();
             group.throughput(Throughput::Elements(batch as u64));
             let id = BenchmarkId::new(exits.name(), batch);
             group.bench_function(id, |bencher| bencher.iter(|| black_box(latents.run())));

@@ -5,11 +5,11 @@ use burn::optim::{GradientsAccumulator, ModuleOptimizer};
 use burn::tensor::Device;
 use sesqui_dataset::batch::SequenceBatch;
 use sesqui_distill::Supervised;
-use sesqui_eval::{LatentMethod, Method};
+use sesqui_eval::{LatentMethod, Method, TokenDecoding};
 use sesqui_kernels::AdamW;
 use sesqui_model::latent::{Continuation, Feedback, LatentTransformer, SlotPositions};
 use sesqui_model::{LatentOrder, ModelConfigError, Transformer};
-use sesqui_reason::{Decoding, HaltConfig, Prompt, greedy};
+use sesqui_reason::{Decoding, HaltConfig, Prompt, TokenExit};
 use sesqui_shortcut::{
     EntryPosition, ExitRule, HostRouter, KeyValueRule, Landing, ShortcutConfig, Shortcuts,
 };
@@ -17,13 +17,13 @@ use sesqui_trainer::workers::Workers;
 
 use crate::Shape;
 
-/// Tokens that a prompt of [`Decode`] has.
+/// Tokens that a prompt of [`Decode`] has where nothing else is said.
 pub const PROMPT_TOKENS: usize = 8;
 
 /// Tokens that [`Decode`] writes.
 pub const NEW_TOKENS: usize = 64;
 
-/// Tokens that a question of [`Latents`] has.
+/// Tokens that a question of [`Latents`] has where nothing else is said.
 pub const QUESTION_TOKENS: usize = 37;
 
 /// Latent steps of [`Latents`].
@@ -92,27 +92,38 @@ pub struct Decode {
 }
 
 impl Decode {
-    /// `batch` rows at once.
+    /// `batch` rows at once, after `prompt` tokens.
     ///
     /// # Errors
     ///
     /// When the shape cannot be built.
-    pub fn new(shape: &Shape, batch: usize, device: &Device) -> Result<Self, ModelConfigError> {
+    pub fn new(
+        shape: &Shape,
+        batch: usize,
+        prompt: usize,
+        device: &Device,
+    ) -> Result<Self, ModelConfigError> {
         Ok(Self {
             model: shape.transformer(device)?.valid(),
-            prompt: shape.prompt(batch, PROMPT_TOKENS),
+            prompt: shape.prompt(batch, prompt),
             device: device.clone(),
         })
     }
 
     /// Tokens written, all rows together.
     pub fn run(&self) -> usize {
-        let decoding = Decoding {
-            stop: NEVER,
-            max_tokens: NEW_TOKENS,
+        let method = TokenDecoding {
+            model: &self.model,
+            device: &self.device,
+            decoding: Decoding {
+                stop: NEVER,
+                max_tokens: NEW_TOKENS,
+            },
+            exit: TokenExit::Never,
+            answer_start: &[],
         };
-        match greedy(&self.model, &self.prompt, decoding, &self.device) {
-            Ok(decoded) => decoded.rows.iter().map(|row| row.tokens.len()).sum(),
+        match method.respond(&self.prompt) {
+            Ok(responses) => responses.rows.iter().map(|row| row.tokens.len()).sum(),
             Err(error) => unreachable!("the prompt fits: {error}"),
         }
     }
@@ -155,7 +166,7 @@ pub struct Latents {
 }
 
 impl Latents {
-    /// `batch` rows at once.
+    /// `batch` rows at once, of `prompt` tokens each.
     ///
     /// # Errors
     ///
@@ -163,7 +174,7 @@ impl Latents {
     pub fn new(
         shape: &Shape,
         exits: Exits,
-        batch: usize,
+        [batch, prompt]: [usize; 2],
         device: &Device,
     ) -> Result<Self, ModelConfigError> {
         let backbone = shape.transformer(device)?;
@@ -182,7 +193,7 @@ impl Latents {
             shortcuts,
             exits,
             steps: LATENT_STEPS,
-            prompt: shape.prompt(batch, QUESTION_TOKENS),
+            prompt: shape.prompt(batch, prompt),
             device: device.clone(),
         })
     }

@@ -13,7 +13,10 @@ use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
 use sesqui::output::say;
 use sesqui_benches::Shape;
-use sesqui_benches::work::{Decode, Exits, Latents, NEW_TOKENS, Training};
+use sesqui_benches::work::{
+    ANSWER_TOKENS, Decode, Exits, LATENT_STEPS, Latents, NEW_TOKENS, PROMPT_TOKENS,
+    QUESTION_TOKENS, Training,
+};
 use sesqui_eval::statistics::median;
 use sesqui_model::flops::Flops;
 
@@ -37,12 +40,16 @@ struct Arguments {
     #[arg(long, value_name = "N")]
     seq: Option<usize>,
 
+    /// Tokens before what is decoded [default: 8; for latent steps 37]
+    #[arg(long, value_name = "N")]
+    prompt: Option<usize>,
+
     /// Layers [default: the shape's]
     #[arg(long, value_name = "N")]
     layers: Option<usize>,
 
     /// Latent steps of a question
-    #[arg(long, value_name = "N", default_value_t = sesqui_benches::work::LATENT_STEPS)]
+    #[arg(long, value_name = "N", default_value_t = LATENT_STEPS)]
     latent_steps: usize,
 
     /// Timed repetitions, after one that is not
@@ -141,10 +148,18 @@ fn shape(arguments: &Arguments) -> Result<Shape> {
     if let (Work::Train, Some(batch)) = (arguments.work, arguments.batch) {
         shape.batch = batch;
     }
-    let steps = arguments.latent_steps + sesqui_benches::work::QUESTION_TOKENS + 4;
-    shape.model.context = shape.model.context.max(steps);
+    let more = NEW_TOKENS.max(arguments.latent_steps + ANSWER_TOKENS) + 1;
+    shape.model.context = shape.model.context.max(prompt(arguments) + more);
     shape.model.validate()?;
     Ok(shape)
+}
+
+fn prompt(arguments: &Arguments) -> usize {
+    let usual = match arguments.work {
+        Work::Decode => PROMPT_TOKENS,
+        _ => QUESTION_TOKENS,
+    };
+    arguments.prompt.unwrap_or(usual)
 }
 
 fn batch(arguments: &Arguments, shape: &Shape) -> usize {
@@ -183,7 +198,7 @@ fn job(arguments: &Arguments, shape: &Shape, devices: &[Device]) -> Result<Job> 
             }
         }
         Work::Decode => {
-            let decode = Decode::new(shape, batch, &home)?;
+            let decode = Decode::new(shape, batch, prompt(arguments), &home)?;
             let tokens = batch * NEW_TOKENS;
             Job {
                 run: Box::new(move || match decode.run() {
@@ -196,7 +211,7 @@ fn job(arguments: &Arguments, shape: &Shape, devices: &[Device]) -> Result<Job> 
             }
         }
         Work::Latent | Work::Staircase | Work::Routers => {
-            let latents = Latents::new(shape, exits, batch, &home)?;
+            let latents = Latents::new(shape, exits, [batch, prompt(arguments)], &home)?;
             let latents = latents.with_steps(arguments.latent_steps);
             Job {
                 run: Box::new(move || {

@@ -16,6 +16,7 @@ use sesqui_reason::{
 use sesqui_shortcut::{EntryPosition, ExitRule, HostStepHead, KeyValueRule, Landing, SlotTrace};
 
 use crate::method::{Method, Response, Responses, reasoning_tokens};
+use crate::parts::in_parts;
 
 /// Latent steps, then greedy decoding of the answer.
 #[derive(Clone)]
@@ -54,7 +55,12 @@ pub struct LatentMethod<'a> {
 
 impl Method for LatentMethod<'_> {
     fn respond(&self, prompt: &Prompt) -> Result<Responses, PromptError> {
-        Ok(self.responses(prompt, self.decode(prompt)?))
+        let together = |part: &Prompt| Ok(self.responses(part, self.decode(part)?));
+        match self.rule {
+            // A plan knows rows by their number in the batch.
+            ExitRule::Plan { .. } => together(prompt),
+            _ => in_parts(prompt, self.device, together),
+        }
     }
 }
 

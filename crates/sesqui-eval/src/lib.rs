@@ -11,6 +11,7 @@ pub mod evaluate;
 pub mod latent;
 pub mod method;
 pub mod paired;
+mod parts;
 pub mod statistics;
 pub mod task;
 

@@ -9,6 +9,8 @@ use sesqui_reason::token_exit::{self, Drafts, ExitRow, TokenRun};
 use sesqui_reason::{Decoding, Prompt, PromptError, TokenExit};
 use sesqui_shortcut::SlotTrace;
 
+use crate::parts::in_parts;
+
 /// What one question got back.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Response {
@@ -73,6 +75,13 @@ pub struct TokenDecoding<'a> {
 
 impl Method for TokenDecoding<'_> {
     fn respond(&self, prompt: &Prompt) -> Result<Responses, PromptError> {
+        in_parts(prompt, self.device, |part| self.together(part))
+    }
+}
+
+impl TokenDecoding<'_> {
+    /// Answers all rows in step.
+    fn together(&self, prompt: &Prompt) -> Result<Responses, PromptError> {
         let (model, decoding) = (self.model, self.decoding);
         let decoded = token_exit::decode(model, prompt, decoding, self.exit, self.device)?;
         let mut longest = 0;
@@ -91,9 +100,7 @@ impl Method for TokenDecoding<'_> {
             answer: decoded.steps[longest..].iter().sum(),
         })
     }
-}
 
-impl TokenDecoding<'_> {
     /// What a question of `asked` tokens got back, with so many tokens of `reasoning`. What ran at the place
     /// of a token, rejected drafts included, counts as that of the token.
     fn response(

@@ -16,6 +16,7 @@
 
 mod adamw;
 mod attention;
+mod cores;
 mod cross_entropy;
 mod gelu;
 mod host;
@@ -28,6 +29,7 @@ mod simd;
 
 pub use adamw::AdamW;
 pub use attention::{Heads, attention};
+pub use cores::{cores, is_here, on_one_core};
 pub use cross_entropy::cross_entropy;
 pub use gelu::gelu_tanh;
 pub use linear::linear;

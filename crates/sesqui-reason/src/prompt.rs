@@ -89,6 +89,17 @@ pub enum PromptError {
     },
 }
 
+impl PromptError {
+    /// The same of a prompt in which `rows` more stand before those of this one.
+    pub fn after(mut self, rows: usize) -> Self {
+        if let Self::Range { row, .. } | Self::PaddedRight { row } | Self::Empty { row } = &mut self
+        {
+            *row += rows;
+        }
+        self
+    }
+}
+
 impl Prompt {
     /// Checks shapes and ranges: indices are not checked on GPU backends.
     ///
@@ -96,25 +107,8 @@ impl Prompt {
     ///
     /// Names the list, or the row and value, that does not fit.
     pub fn validate(&self, vocabulary: usize, context: usize) -> Result<(), PromptError> {
+        self.shapes()?;
         let (batch, seq) = (self.batch, self.seq);
-        if batch == 0 {
-            return Err(PromptError::NoRows);
-        }
-        for (what, found, wanted) in [
-            ("ids", self.ids.len(), batch * seq),
-            ("positions", self.positions.len(), batch * seq),
-            ("pad flags", self.real.len(), batch * seq),
-            ("next positions", self.next_position.len(), batch),
-        ] {
-            if found != wanted {
-                return Err(PromptError::Shape {
-                    batch,
-                    seq,
-                    what,
-                    found,
-                });
-            }
-        }
         for row in 0..batch {
             let cells = row * seq..(row + 1) * seq;
             if !self.real[cells.clone()].iter().any(|&real| real) {
@@ -151,6 +145,54 @@ impl Prompt {
             }
         }
         Ok(())
+    }
+
+    /// Whether the lists make a rectangle.
+    fn shapes(&self) -> Result<(), PromptError> {
+        let (batch, seq) = (self.batch, self.seq);
+        if batch == 0 {
+            return Err(PromptError::NoRows);
+        }
+        for (what, found, wanted) in [
+            ("ids", self.ids.len(), batch * seq),
+            ("positions", self.positions.len(), batch * seq),
+            ("pad flags", self.real.len(), batch * seq),
+            ("next positions", self.next_position.len(), batch),
+        ] {
+            if found != wanted {
+                return Err(PromptError::Shape {
+                    batch,
+                    seq,
+                    what,
+                    found,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows `0..rows`, then the next so many, and so on, as wide as the whole.
+    ///
+    /// # Errors
+    ///
+    /// When the lists do not make a rectangle.
+    pub fn parts(&self, rows: usize) -> Result<Vec<Self>, PromptError> {
+        self.shapes()?;
+        let starts = (0..self.batch).step_by(rows.max(1));
+        Ok(starts
+            .map(|start| {
+                let end = (start + rows.max(1)).min(self.batch);
+                let cells = start * self.seq..end * self.seq;
+                Self {
+                    batch: end - start,
+                    seq: self.seq,
+                    ids: self.ids[cells.clone()].to_vec(),
+                    positions: self.positions[cells.clone()].to_vec(),
+                    real: self.real[cells].to_vec(),
+                    next_position: self.next_position[start..end].to_vec(),
+                }
+            })
+            .collect())
     }
 
     /// Ids and positions on a device, `[batch, seq]` each.

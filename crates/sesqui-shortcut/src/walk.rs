@@ -29,7 +29,7 @@ pub enum ExitRule<'a> {
         /// as it is.
         shortcuts: Option<&'a Shortcuts>,
         /// Whether `(row, slot, boundary)` leaves, asked wherever a slot may leave.
-        leaves: &'a dyn Fn(usize, usize, usize) -> bool,
+        leaves: &'a (dyn Fn(usize, usize, usize) -> bool + Sync),
     },
 }
 

@@ -11,6 +11,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Device;
 use burn::train::train::MultiDevicesTrainStep;
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
+use sesqui_kernels::{is_here, on_one_core};
 
 use crate::objective::{Objective, StepOutput};
 
@@ -70,6 +71,7 @@ impl<M: Objective> Workers<M> {
             } => {
                 let numbered = Numbered {
                     model: model.clone(),
+                    on_one_core: is_here(home),
                 };
                 let mut parts: Vec<(usize, Part)> = Vec::with_capacity(batches.len());
                 let mut waiting = batches.into_iter().enumerate();
@@ -101,6 +103,9 @@ impl<M: Objective> Workers<M> {
 #[derive(Module, Debug)]
 pub struct Numbered<M: Module> {
     model: M,
+    /// Whether a worker is a core.
+    #[module(skip)]
+    on_one_core: bool,
 }
 
 /// A step's output with the number of its part.
@@ -121,7 +126,13 @@ impl<M: Objective> TrainStep for Numbered<M> {
     type Output = NumberedOutput;
 
     fn step(&self, (number, batch): Self::Input) -> TrainOutput<NumberedOutput> {
-        let TrainOutput { grads, item } = TrainStep::step(&self.model, batch);
+        // Models need not be shared between threads, but may go from one to another.
+        let model = self.model.clone();
+        let step = move || TrainStep::step(&model, batch);
+        let TrainOutput { grads, item } = match self.on_one_core {
+            true => on_one_core(step),
+            false => step(),
+        };
         let item = NumberedOutput {
             number,
             output: item,
