@@ -104,6 +104,9 @@ fn main() -> ExitCode {
 /// A point of a line: what grows, milliseconds, megabytes.
 type Point = (usize, f64, f64);
 
+/// What of a point is drawn.
+type Quantity = fn(&Point) -> f64;
+
 fn growth(arguments: &Arguments) -> Result<()> {
     let program = std::env::current_exe()?.with_file_name("measure");
     std::fs::create_dir_all(&arguments.out)
@@ -168,11 +171,11 @@ fn svg(axis: &Axis, shape: &str, lines: &BTreeMap<&str, Vec<Point>>) -> Result<S
         let failed = |error: &dyn std::fmt::Display| anyhow!("cannot draw: {error}");
         area.fill(&WHITE).map_err(|error| failed(&error))?;
         let (left, right) = area.split_horizontally(540);
-        let quantities: [(_, &str, fn(&Point) -> f64); 2] = [
-            (left, "milliseconds", |point| point.1),
-            (right, "megabytes held at most", |point| point.2),
+        let quantities: [(&str, Quantity); 2] = [
+            ("milliseconds", |point| point.1),
+            ("megabytes held at most", |point| point.2),
         ];
-        for (area, caption, of) in quantities {
+        for (area, (caption, of)) in [left, right].into_iter().zip(quantities) {
             let all = || lines.values().flatten();
             let (low, high) = all().fold((f64::MAX, 0.0_f64), |(low, high), point| {
                 (low.min(of(point)), high.max(of(point)))

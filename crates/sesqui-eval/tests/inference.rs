@@ -24,6 +24,8 @@ mod latent;
 mod loss;
 #[path = "inference/overfit.rs"]
 mod overfit;
+#[path = "inference/parts.rs"]
+mod parts;
 #[path = "inference/prompts.rs"]
 mod prompts;
 #[path = "inference/refine.rs"]

@@ -24,6 +24,7 @@ mod linear;
 mod matmul;
 mod norm;
 mod one_query;
+mod one_row;
 mod reads;
 mod simd;
 
@@ -32,7 +33,7 @@ pub use attention::{Heads, attention};
 pub use cores::{cores, is_here, on_one_core};
 pub use cross_entropy::cross_entropy;
 pub use gelu::gelu_tanh;
-pub use linear::linear;
+pub use linear::{against_rows, linear};
 pub use norm::{layer_norm, rms_norm};
 pub use one_query::attention_of_one;
 pub use reads::{read, reads};

@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::module::Module;
 use burn::nn::{Embedding, Linear};
 use burn::tensor::{Device, Int, Tensor};
-use sesqui_kernels::linear;
+use sesqui_kernels::{against_rows, linear};
 
 use crate::attention::Rotary;
 use crate::cache::{Admission, Entries, KvCache};
@@ -277,6 +277,9 @@ impl Transformer {
             None => {
                 let [batch, seq, d_model] = normed.dims();
                 let table = self.precision.narrow(self.token_embedding.weight.val());
+                if let Some(logits) = against_rows(&normed, &table) {
+                    return logits;
+                }
                 let logits = normed
                     .reshape([batch * seq, d_model])
                     .matmul(table.transpose());

@@ -136,6 +136,7 @@ Transformer {
         }
         params: 552
       }
+      precision: F32
       params: 872
     }
   }
@@ -147,5 +148,6 @@ Transformer {
   config: ModelConfig { family: Gpt2, layers: 1, d_model: 8, heads: 2, key_value_heads: 0, \
 d_feed_forward: 0, context: 4, tied_head: true, norm_epsilon: 1e-5, rope_theta: 10000.0, \
 rope_scaling: None, initialization: Scaled { embedding: 0.3, matrix: 0.6 } }
+  precision: F32
   params: 944
 }";
