@@ -1,6 +1,6 @@
 //! Training step, decoding and data loading on the CPU backend.
 //!
-//! `cargo bench -p sesqui-benches`; PyTorch's side is `peers/pytorch_small_gpt.py`.
+//! `cargo bench -p sesqui-benches`; PyTorch's side is `peers/pytorch.py`.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 

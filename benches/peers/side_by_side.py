@@ -54,9 +54,12 @@ def main() -> None:
     parser.add_argument("--variants", default="eager", help="of eager, compiled, transformers")
     parser.add_argument("--only", default="", help="rows whose text holds this, such as decode")
     parser.add_argument("--backend", default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="on both sides")
     parser.add_argument("--skip-slow", action="store_true", help="leave the large shape out")
     arguments = parser.parse_args()
 
+    if arguments.backend not in ("cpu", "cuda"):
+        parser.error("--backend: PyTorch's side runs on cpu and cuda")
     device = "cuda" if arguments.backend == "cuda" else "cpu"
     flags = {
         "eager": [],
@@ -66,6 +69,7 @@ def main() -> None:
     }
     variants = [name.strip() for name in arguments.variants.split(";")]
     threads = str(arguments.threads)
+    narrow = ["--precision", "bf16"] if arguments.bf16 else []
     environment = os.environ | {
         "RAYON_NUM_THREADS": threads,
         "OMP_NUM_THREADS": threads,
@@ -87,10 +91,11 @@ def main() -> None:
         ours, theirs = [], {name: [] for name in variants}
         for _ in range(arguments.rounds):
             ours.append(
-                run([arguments.ours, *common, "--backend", arguments.backend], environment)
+                run([arguments.ours, *common, *narrow, "--backend", arguments.backend], environment)
             )
             for name in variants:
                 command = [sys.executable, script, *common, "--threads", threads]
+                command += ["--bf16"] if arguments.bf16 else []
                 theirs[name].append(run([*command, "--device", device, *flags[name]], environment))
         times = lambda rows: [row["milliseconds_median"] for row in rows]
         memory = lambda rows: f"{statistics.median(row['peak_megabytes'] for row in rows):.0f}"

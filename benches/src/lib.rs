@@ -4,7 +4,7 @@ pub mod work;
 
 use burn::tensor::Device;
 use sesqui_dataset::batch::SequenceBatch;
-use sesqui_model::{Initialization, ModelConfig, ModelConfigError, Transformer};
+use sesqui_model::{Initialization, ModelConfig, ModelConfigError, Precision, Transformer};
 use sesqui_reason::Prompt;
 
 /// A model and the batch it is trained on; `benches/peers/README.md` has the same table.
@@ -20,6 +20,8 @@ pub struct Shape {
     pub batch: usize,
     /// Tokens of a training row.
     pub seq: usize,
+    /// Of products in layers and head.
+    pub precision: Precision,
 }
 
 impl Shape {
@@ -39,6 +41,7 @@ impl Shape {
             vocabulary: 512,
             batch: 32,
             seq: 64,
+            precision: Precision::F32,
         }
     }
 
@@ -53,6 +56,7 @@ impl Shape {
             vocabulary: 34,
             batch: 32,
             seq: 72,
+            precision: Precision::F32,
         }
     }
 
@@ -73,6 +77,7 @@ impl Shape {
             vocabulary: 50_257,
             batch: 4,
             seq: 128,
+            precision: Precision::F32,
         }
     }
 
@@ -88,7 +93,8 @@ impl Shape {
     ///
     /// When the shape cannot be built.
     pub fn transformer(&self, device: &Device) -> Result<Transformer, ModelConfigError> {
-        Transformer::new(&self.model, self.vocabulary, 1, device)
+        let model = Transformer::new(&self.model, self.vocabulary, 1, device)?;
+        Ok(model.with_precision(self.precision))
     }
 
     /// A full batch of arbitrary tokens with a target at every position, in equal `parts`.

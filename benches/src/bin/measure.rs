@@ -8,16 +8,19 @@ use anyhow::{Context, Result, anyhow};
 use burn::tensor::{Device, Distribution, Tensor};
 use clap::{Parser, ValueEnum};
 use serde_json::json;
+use sesqui::backend::settle;
 use sesqui::cli::DeviceArguments;
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
 use sesqui::output::say;
+use sesqui::start::computes;
 use sesqui_benches::Shape;
 use sesqui_benches::work::{
     ANSWER_TOKENS, Decode, Exits, LATENT_STEPS, Latents, NEW_TOKENS, PROMPT_TOKENS,
     QUESTION_TOKENS, Training,
 };
 use sesqui_eval::statistics::median;
+use sesqui_model::Precision;
 use sesqui_model::flops::Flops;
 
 /// Time one kind of work on one shape, a few times.
@@ -56,6 +59,10 @@ struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 5)]
     repetitions: usize,
 
+    /// f32 or bf16
+    #[arg(long, value_name = "FLOATS", default_value = "f32")]
+    precision: String,
+
     #[command(flatten)]
     devices: DeviceArguments,
 }
@@ -81,7 +88,7 @@ enum Work {
 fn main() -> ExitCode {
     keep_freed_memory();
     let arguments = Arguments::parse();
-    arguments.devices.settle();
+    settle();
     match measure(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),
@@ -103,6 +110,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
         return Err(Misuse("--repetitions: give at least 1".into()).into());
     }
     let place = arguments.devices.open()?;
+    computes(place.home(), precision(&arguments.precision)?)?;
     let shape = shape(arguments)?;
     let mut job = job(arguments, &shape, place.workers())?;
     (job.run)()?;
@@ -121,6 +129,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
         "work": work,
         "shape": shape.name,
         "batch": batch(arguments, &shape),
+        "precision": arguments.precision,
         "device": place.description(),
         "milliseconds": milliseconds,
         "milliseconds_median": middle,
@@ -151,7 +160,16 @@ fn shape(arguments: &Arguments) -> Result<Shape> {
     let more = NEW_TOKENS.max(arguments.latent_steps + ANSWER_TOKENS) + 1;
     shape.model.context = shape.model.context.max(prompt(arguments) + more);
     shape.model.validate()?;
+    shape.precision = precision(&arguments.precision)?;
     Ok(shape)
+}
+
+fn precision(name: &str) -> Result<Precision> {
+    match name {
+        "f32" => Ok(Precision::F32),
+        "bf16" => Ok(Precision::Bf16),
+        _ => Err(Misuse(format!("--precision {name}: give f32 or bf16")).into()),
+    }
 }
 
 fn prompt(arguments: &Arguments) -> usize {

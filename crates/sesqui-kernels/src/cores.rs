@@ -8,9 +8,9 @@ pub fn is_here(device: &Device) -> bool {
     device.clone().without_autodiff() == Device::flex()
 }
 
-/// How many threads may compute at once.
+/// How many threads may compute at once: as many as there are cores, or as `RAYON_NUM_THREADS` says.
 pub fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+    rayon::current_num_threads()
 }
 
 /// Runs `work` with matrix products that are not spread over other threads: where every core has work of its own,

@@ -79,6 +79,11 @@ impl Transformer {
         &self.config
     }
 
+    /// Of the products in layers and head.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// The same model with products of this precision.
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.precision = precision;

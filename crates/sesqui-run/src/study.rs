@@ -48,12 +48,15 @@ impl StudyDirectory {
             directory.run(name)?;
         }
         fs::create_dir_all(folder).map_err(|source| FileError::new("create", folder, source))?;
-        if !directory.file().exists() && has_visible_entries(folder)? {
-            return Err(DirectoryError::NotAStudy {
-                path: folder.to_path_buf(),
-            });
-        }
-        directory.grown = directory.alone(|| directory.freeze(study, runs))??;
+        directory.grown = directory.alone(|| {
+            // Within the lock: another process may be making the study just now, its file last of all.
+            if !directory.file().exists() && has_visible_entries(folder)? {
+                return Err(DirectoryError::NotAStudy {
+                    path: folder.to_path_buf(),
+                });
+            }
+            directory.freeze(study, runs)
+        })??;
         Ok(directory)
     }
 

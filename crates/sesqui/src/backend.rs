@@ -3,6 +3,7 @@
 use burn::tensor::Device;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 use burn::tensor::DeviceType;
+use sesqui_kernels::cores;
 
 use crate::misuse::Misuse;
 
@@ -71,7 +72,7 @@ impl Backend {
         };
         let chosen = match devices {
             [] if backend == Self::Cpu => there.clone(),
-            [] => there[..1].to_vec(),
+            [] => vec![backend.first(&there)],
             _ => devices
                 .iter()
                 .map(|&device| match there.get(device) {
@@ -104,51 +105,47 @@ impl Backend {
         }
         let mut absent = Vec::new();
         for candidate in [Self::Cuda, Self::Wgpu] {
+            let name = candidate.name();
             match candidate.absent() {
                 None => {
-                    absent.push(format!("{} is there", candidate.name()));
-                    return (candidate, Some(absent.join(", ")));
+                    absent.push(format!("{name} is there"));
+                    return (candidate, Some(absent.join("; ")));
                 }
-                Some(reason) => absent.push(format!("{} {reason}", candidate.name())),
+                Some(reason) => absent.push(format!("{name}: {reason}")),
             }
         }
-        (Self::Cpu, Some(absent.join(", ")))
+        (Self::Cpu, Some(absent.join("; ")))
     }
 
     /// Why `auto` does not take this backend.
-    fn absent(self) -> Option<&'static str> {
+    fn absent(self) -> Option<String> {
         let found = match self {
-            Self::Cuda if !cfg!(feature = "cuda") => return Some("is not compiled in"),
-            Self::Wgpu if !cfg!(feature = "wgpu") => return Some("is not compiled in"),
+            Self::Cuda if !cfg!(feature = "cuda") => return Some("not compiled in".to_owned()),
+            Self::Wgpu if !cfg!(feature = "wgpu") => return Some("not compiled in".to_owned()),
             Self::Cuda => cuda(),
             Self::Wgpu => wgpu(),
             Self::Auto | Self::Cpu | Self::Remote => return None,
         };
         match found {
-            Err(_) => Some("finds no device"),
-            Ok(devices) if devices.iter().all(is_software) => Some("finds a software device only"),
+            Err(Misuse(text)) => {
+                let reason = text.split_once(": ").map_or(&*text, |(_, reason)| reason);
+                let reason = reason.split(';').next().unwrap_or_default();
+                Some(reason.to_owned())
+            }
+            Ok(devices) if devices.iter().all(is_software) => {
+                Some("a software device only".to_owned())
+            }
             Ok(_) => None,
         }
     }
 
-    /// Tells Burn which device to fall back on. Burn's own choice is the first backend that was
-    /// compiled in, present or not, and loading an optimizer asks for it.
-    ///
-    /// Must be called before any thread is started and any tensor made.
-    pub fn settle(self) {
-        #[cfg(any(feature = "cuda", feature = "wgpu"))]
-        {
-            let name = match self.settled().0 {
-                Self::Auto | Self::Cpu | Self::Remote => "flex",
-                Self::Cuda => "cuda",
-                Self::Wgpu => "wgpu",
-            };
-            #[allow(unsafe_code)]
-            // SAFETY: called first thing in `main`. No other thread of this program runs yet, and what a
-            // driver started when it was looked for does not read this process's environment.
-            unsafe {
-                std::env::set_var("BURN_DEVICE", name);
-            }
+    /// The device that is taken where none is named, of those that are `there`.
+    fn first(self, there: &[Device]) -> Device {
+        match self {
+            // The driver knows which is the fast one; the list is in no order.
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+            _ => there[0].clone(),
         }
     }
 }
@@ -187,13 +184,25 @@ impl Place {
     }
 }
 
+/// Tells Burn to fall back on the CPU. Its own choice is the first backend that was compiled in, present or not, and
+/// loading an optimizer asks for it; moments go on to where their weights are with the next step.
+///
+/// Must be called before any thread is started and any tensor made.
+pub fn settle() {
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    {
+        #[allow(unsafe_code)]
+        // SAFETY: called first thing in `main`, while this is the only thread.
+        unsafe {
+            std::env::set_var("BURN_DEVICE", "flex");
+        }
+    }
+}
+
 /// A worker for each core, or as many as the greatest number in `devices` asks for.
 fn cpu(devices: &[usize]) -> Vec<Device> {
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    let count = devices
-        .iter()
-        .max()
-        .map_or_else(cores, |&most| (most + 1).min(MOST_WORKERS));
+    let most = devices.iter().max();
+    let count = most.map_or_else(cores, |most| most.saturating_add(1).min(MOST_WORKERS));
     vec![Device::flex(); count]
 }
 
@@ -210,9 +219,9 @@ fn cuda() -> Result<Vec<Device>, Misuse> {
                 .to_owned(),
         ));
     }
-    if cuda_headers().is_none() {
+    if !cuda_headers().is_some_and(|folder| folder.join("cuda_fp16.h").is_file()) {
         return Err(Misuse(
-            "--backend cuda: a device is there, but not CUDA's headers, which kernels are compiled with; \
+            "--backend cuda: a device is there, but not CUDA's headers with which kernels are compiled; \
              install the toolkit, 12.8 or newer, and set CUDA_PATH to it"
                 .to_owned(),
         ));
@@ -346,7 +355,7 @@ mod tests {
 
         let auto = Backend::Auto.open(&[], None).unwrap();
         assert_ne!(auto.name(), "auto");
-        assert!(auto.description().contains("cuda "), "{auto:?}");
+        assert!(auto.description().contains("cuda"), "{auto:?}");
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub struct DeviceArguments {
     pub backend: Backend,
 
     /// Devices of the backend, counted from 0, that the parts of a training step are spread over; the first
-    /// one answers questions; on the CPU a number is a worker [default: 0; on the CPU one for each core]
+    /// one answers questions; on the CPU a number is a worker [default: one; on the CPU one for each core]
     #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
     pub devices: Vec<usize>,
 
@@ -56,11 +56,6 @@ pub struct PlaceArguments {
 }
 
 impl DeviceArguments {
-    /// As [`Backend::settle`]; first thing in `main`.
-    pub fn settle(&self) {
-        self.backend.settle();
-    }
-
     /// Opens the devices.
     ///
     /// # Errors

@@ -56,7 +56,8 @@ pub fn dry_run(experiment: &Experiment, workbench: &Workbench, device: &Device) 
         vocabulary,
         experiment.seed,
         &device.clone().autodiff(),
-    )?;
+    )?
+    .with_precision(experiment.precision);
     text.push_str(&parameter_table(&model));
     let flops = Flops::new(&experiment.model, vocabulary);
     text.push_str(&format!(

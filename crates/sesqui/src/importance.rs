@@ -24,6 +24,7 @@ use crate::labels::{Agreement, agreements, symbolic, truth};
 use crate::misuse::Misuse;
 use crate::opened::Opened;
 use crate::stage::{TOKENIZER_HASH, checkpoint_name};
+use crate::start::computes;
 use crate::workbench::VALIDATION;
 use crate::{reopened, screen};
 use cache::{Item, Scored, score};
@@ -90,6 +91,7 @@ pub fn labels(request: &Request<'_>) -> Result<String> {
     waiting.finish_and_clear();
 
     let device = request.place.home();
+    computes(device, opened.experiment.precision)?;
     let model = opened.load(device)?;
     let scorer = Scorer {
         backbone: model.backbone(),

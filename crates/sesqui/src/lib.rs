@@ -1,4 +1,4 @@
-//! The program behind `train`, `evaluate`, `compare`, `generate` and `prepare`.
+//! The program behind `train`, `evaluate`, `compare`, `generate`, `prepare`, `parity` and `serve`.
 //!
 //! In here: the configuration of a run, the choice of a device, the command lines, and the wiring
 //! of the other crates.

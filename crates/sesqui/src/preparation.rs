@@ -370,7 +370,10 @@ impl<'a> Preparation<'a> {
             ))
             .into());
         }
+        // It may read the student's cache, so it computes in the same floats.
+        let precision = student.model.backbone.precision();
         let model = reference.load(self.device)?.backbone().clone();
+        let model = model.with_precision(precision);
         if model.config() != student.model.backbone.config() {
             return Err(Misuse(format!(
                 "refinement: the model in {} has another shape than the one in {}",

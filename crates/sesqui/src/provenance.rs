@@ -99,11 +99,12 @@ pub fn resume_command(folder: &Path) -> String {
     line(&words)
 }
 
-/// This process's command line as a reader would repeat it: `program` built and run from the source tree.
-pub fn command(program: &str) -> String {
+/// This process's command line, without `flags` and their values, as a reader would repeat it: `program` built and
+/// run from the source tree.
+pub fn command(program: &str, flags: &[&str]) -> String {
     let words = ["cargo", "run", "--release", "--bin", program, "--"].map(str::to_owned);
-    let words: Vec<String> = words.into_iter().chain(std::env::args().skip(1)).collect();
-    line(&words)
+    let own = words_without(flags).into_iter().skip(1);
+    line(&words.into_iter().chain(own).collect::<Vec<_>>())
 }
 
 /// This process's command line without `flags` and their values.

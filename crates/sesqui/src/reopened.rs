@@ -10,8 +10,15 @@ use crate::experiment::{Experiment, Stage};
 use crate::misuse::Misuse;
 use crate::opened::Opened;
 
-/// What `--set` may change when a trained model is used: the data, not the model.
-const EVALUATION_KEYS: [&str; 5] = ["data", "evaluation", "reasoning", "seed", "bad_rows"];
+/// What `--set` may change when a trained model is used: the data and how it is asked, not the model.
+const EVALUATION_KEYS: [&str; 6] = [
+    "data",
+    "evaluation",
+    "reasoning",
+    "seed",
+    "bad_rows",
+    "precision",
+];
 
 /// The checkpoint that `path` and `stage` name, or without a stage those of all stages of a run.
 ///
@@ -119,6 +126,7 @@ pub fn experiment(opened: &Opened, config: Option<&Path>, set: &[String]) -> Res
         data: asked.data,
         evaluation: asked.evaluation,
         reasoning: asked.reasoning,
+        precision: asked.precision,
         ..opened.experiment.clone()
     })
 }

@@ -82,7 +82,8 @@ impl Lineage<'_> {
             Initialize::Checkpoint { path } => {
                 let opened = Opened::checkpoint(path)?;
                 if shares_teacher(opened.stage()?) {
-                    return Ok(opened.load(device)?.backbone().clone());
+                    let teacher = opened.load(device)?.backbone().clone();
+                    return Ok(teacher.with_precision(self.experiment.precision));
                 }
                 let run = opened.run().with_context(|| {
                     format!(
@@ -100,7 +101,8 @@ impl Lineage<'_> {
             }
             Initialize::Scratch | Initialize::HuggingFace { .. } => self.start(stage, device)?,
         };
-        Ok(teacher.backbone().clone())
+        let teacher = teacher.backbone().clone();
+        Ok(teacher.with_precision(self.experiment.precision))
     }
 
     /// A backbone of the shape that `stage` has.
@@ -109,10 +111,8 @@ impl Lineage<'_> {
     ///
     /// When the shape cannot be built, or the Hugging Face model does not suit the tokenizer.
     pub fn fresh(&self, stage: &Stage, device: &Device) -> Result<Transformer> {
-        let precision = self.experiment.precision;
-        computes(device, precision)?;
         let model = self.shaped(stage, device)?;
-        Ok(model.with_precision(precision))
+        Ok(model.with_precision(self.experiment.precision))
     }
 
     fn shaped(&self, stage: &Stage, device: &Device) -> Result<Transformer> {

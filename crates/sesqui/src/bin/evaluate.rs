@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use jiff::Timestamp;
+use sesqui::backend::settle;
 use sesqui::cli::PlaceArguments;
 use sesqui::experiment::Experiment;
 use sesqui::fitting::{Asked, Fitting, Room};
@@ -20,6 +21,7 @@ use sesqui::preparation::{Preparation, check_arguments};
 use sesqui::refinement::Variant;
 use sesqui::screen::spinner;
 use sesqui::stage::checkpoint_name;
+use sesqui::start::computes;
 use sesqui::sweep::{Cell, Sweep, fullest, grid, heading};
 use sesqui::trained::Trained;
 use sesqui::workbench::{Workbench, data_root};
@@ -141,7 +143,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use.";
 fn main() -> ExitCode {
     keep_freed_memory();
     let arguments = Arguments::parse();
-    arguments.place.devices.settle();
+    settle();
     match evaluate(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),
@@ -179,12 +181,13 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
     let mut bench: Option<(Workbench, Experiment)> = None;
     for opened in &checkpoints {
         say(opening(opened))?;
-        let mut model = opened.load(&device)?;
         // The stages of a run share data, tokenizer and layout.
         let (workbench, experiment) = match bench.take() {
             Some(bench) if bench.0.layout == opened.layout => bench,
             _ => self::bench(arguments, opened)?,
         };
+        computes(&device, experiment.precision)?;
+        let mut model = opened.load(&device)?.with_precision(experiment.precision);
         let variants = Variant::all(&arguments.refine, &experiment.reasoning)?;
         let refinements = Preparation::new(&workbench, &experiment, &device)
             .plain_and(&variants, &model, opened)?;

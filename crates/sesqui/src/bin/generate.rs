@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use sesqui::backend::settle;
 use sesqui::cli::PlaceArguments;
 use sesqui::experiment::Experiment;
 use sesqui::fitting::{Asked, Room};
@@ -17,6 +18,7 @@ use sesqui::preparation::{Preparation, Prepared, check_arguments};
 use sesqui::reasoning::{LatentSteps, ReasoningConfig};
 use sesqui::refinement::Variant;
 use sesqui::screen::spinner;
+use sesqui::start::computes;
 use sesqui::trained::{Latent, Trained};
 use sesqui::workbench::{Workbench, data_root};
 use sesqui::{reopened, show, token_exit};
@@ -128,7 +130,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use.";
 fn main() -> ExitCode {
     keep_freed_memory();
     let arguments = Arguments::parse();
-    arguments.place.devices.settle();
+    settle();
     match generate(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),
@@ -203,6 +205,7 @@ fn answer(
     task: &Task<'_>,
     known: bool,
 ) -> Result<()> {
+    computes(device, opened.experiment.precision)?;
     let mut model = opened.load(device)?;
     let flag = arguments.latent_steps.map(|steps| steps as usize);
     let room = Room::new(&model, Asked::new(flag, &opened.experiment.reasoning));

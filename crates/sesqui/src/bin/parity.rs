@@ -4,16 +4,17 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use sesqui::backend::{Backend, settle};
 use sesqui::cli::DeviceArguments;
 use sesqui::memory::keep_freed_memory;
-use sesqui::misuse::report;
+use sesqui::misuse::{Misuse, report};
 use sesqui::output::say;
 use sesqui::parity::{compare, table};
 
 /// Compute the same on a device and on the CPU, and say by how much they differ.
 ///
 /// Models of both families with the quick start's data, which is generated: logits, losses, gradients, three
-/// optimizer steps of each kind of stage, and answers in words, in latent steps and on a staircase of shortcuts.
+/// optimizer steps of each of its stages, and answers in words, in latent steps and on a staircase of shortcuts.
 #[derive(Parser, Debug)]
 #[command(version, after_help = EXAMPLES)]
 struct Arguments {
@@ -30,7 +31,7 @@ Exit codes: 0 all agree, 1 some do not, 2 wrong use.";
 fn main() -> ExitCode {
     keep_freed_memory();
     let arguments = Arguments::parse();
-    arguments.devices.settle();
+    settle();
     match parity(&arguments) {
         Ok(code) => code,
         Err(error) => report(&error),
@@ -39,6 +40,13 @@ fn main() -> ExitCode {
 
 fn parity(arguments: &Arguments) -> Result<ExitCode> {
     let place = arguments.devices.open()?;
+    if place.name() == Backend::Cpu.name() {
+        let said = place.description();
+        return Err(Misuse(format!(
+            "{said}: the CPU beside itself says nothing; name a backend of another device"
+        ))
+        .into());
+    }
     say(format!("{} beside cpu", place.description()))?;
     let checks = compare(&place)?;
     say(table(&checks))?;

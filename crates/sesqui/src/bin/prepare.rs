@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use sesqui::backend::Backend;
+use sesqui::backend::{Backend, settle};
 use sesqui::cli::ConfigArguments;
 use sesqui::importance::{self, Request};
 use sesqui::labels::Labels;
@@ -174,6 +174,7 @@ struct Export {
 
 fn main() -> ExitCode {
     keep_freed_memory();
+    settle();
     let done = match &Arguments::parse().task {
         Task::List(root) => list(root),
         Task::Verify(arguments) => verify(arguments),
@@ -257,7 +258,6 @@ fn likelihood(arguments: &LabelArguments, checkpoint: &Path, out: &Path) -> Resu
     if arguments.config.skip_bad_rows {
         set.push("bad_rows=skip".to_owned());
     }
-    arguments.backend.settle();
     say(importance::labels(&Request {
         checkpoint,
         stage: arguments.stage.as_deref(),

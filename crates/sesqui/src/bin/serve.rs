@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use burn::server::{RemoteServer, WebSocketTransport};
 use clap::Parser;
-use sesqui::backend::Backend;
+use sesqui::backend::{Backend, settle};
 use sesqui::cli::DeviceArguments;
 use sesqui::memory::keep_freed_memory;
 use sesqui::misuse::{Misuse, report};
@@ -15,7 +15,7 @@ use sesqui::output::say;
 /// Lend this machine's devices: `train --backend remote --host ws://THIS:3000` on another machine computes here.
 ///
 /// Whoever reaches the port may compute, and nothing is encrypted: listen on a trusted network only, or on
-/// 127.0.0.1 behind a tunnel. Data, weights and checkpoints stay with the client. Serves until Ctrl-C.
+/// 127.0.0.1 behind a tunnel. Files stay with the client; weights and batches come here. Serves until Ctrl-C.
 #[derive(Parser, Debug)]
 #[command(version, after_help = EXAMPLES)]
 struct Arguments {
@@ -36,7 +36,7 @@ Exit codes: 0 stopped, 1 failed, 2 wrong use.";
 fn main() -> ExitCode {
     keep_freed_memory();
     let arguments = Arguments::parse();
-    arguments.devices.settle();
+    settle();
     match serve(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error),

@@ -7,6 +7,7 @@ use anyhow::Result;
 use burn::train::Interrupter;
 use clap::Parser;
 use jiff::Timestamp;
+use sesqui::backend::settle;
 use sesqui::cli::{ConfigArguments, PlaceArguments};
 use sesqui::execution::{self, Ending, Execution};
 use sesqui::measure::{legend, ratios, table};
@@ -85,7 +86,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use, 130 stopped and resumable.";
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     keep_freed_memory();
-    arguments.place.devices.settle();
+    settle();
     match train(&arguments) {
         Ok(code) => code,
         Err(error) => report(&error),

@@ -100,15 +100,19 @@ pub fn conduct(asked: &Conduct<'_>) -> Result<ExitCode> {
         return Err(Misuse(format!("--only {name}: the study has the runs {names}")).into());
     }
     if let Some(Emit::Jobs) = asked.emit {
-        let Some(folder) = asked.directory else {
+        if asked.directory.is_none() {
             return Err(Misuse(
                 "--emit jobs: name the study directory with --run, all jobs work in it".into(),
             )
             .into());
-        };
+        }
         let at = std::env::current_dir().context("the current folder")?;
-        let words = provenance::words_without(&["--emit", "--only"]);
-        say(jobs::script(&variant(asked.file), &plan, &words, folder, &at).trim_end())?;
+        let mut words = provenance::words_without(&["--emit", "--only"]);
+        words.retain(|word| word != "--dry-run");
+        let wanted =
+            |name: &&str| asked.only.is_empty() || asked.only.iter().any(|run| run == name);
+        let runs: Vec<&str> = names.into_iter().filter(wanted).collect();
+        say(jobs::script(&variant(asked.file), &runs, &words, &at).trim_end())?;
         return Ok(ExitCode::SUCCESS);
     }
     let place = asked.place.devices.open()?;
@@ -276,7 +280,8 @@ impl AtWork<'_> {
 
     /// Writes rows, tables and pictures of what is finished, by whomever.
     fn write(&self) -> Result<Report> {
-        let command = provenance::command("train");
+        // Of the whole study, whichever of its runs this process takes.
+        let command = provenance::command("train", &["--only"]);
         // One process after the other, so that the last one has read what all others finished.
         self.directory.alone(|| {
             let report = Report::read(self.study, self.plan, self.directory, command)?;

@@ -40,7 +40,7 @@ fn devices_change_no_bit_and_a_profile_counts_reads() {
     assert_same(&at("two"), &at("one"), "two workers");
     let said = train(&at("three"), &["--devices", "2,0,1", "--backend", "auto"]);
     for part in [
-        "cuda ",
+        "cuda: not compiled in",
         "2 of 3 devices compute; raise training.accumulation",
     ] {
         assert!(said.contains(part), "{part}: {said}");
@@ -64,8 +64,13 @@ fn narrow_floats_and_recomputing_train_and_answer() {
     let frozen = std::fs::read_to_string(at.join("config.toml")).unwrap();
     assert!(frozen.contains("precision = \"bf16\""), "{frozen}");
     let at = at.to_str().unwrap();
-    let said = succeed("evaluate", &[at, "--timing-questions", "0"]);
-    assert!(said.contains("system15"), "{said}");
+    for more in [&[][..], &["--set", "precision=f32"]] {
+        let said = succeed(
+            "evaluate",
+            &[&[at, "--timing-questions", "0"], more].concat(),
+        );
+        assert!(said.contains("system15"), "{said}");
+    }
 }
 
 /// A scheduler's tasks, one after the other, are the study.
