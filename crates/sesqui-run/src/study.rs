@@ -48,13 +48,19 @@ impl StudyDirectory {
             directory.run(name)?;
         }
         fs::create_dir_all(folder).map_err(|source| FileError::new("create", folder, source))?;
+        let stranger = || match !directory.file().exists() && has_visible_entries(folder)? {
+            true => Err(DirectoryError::NotAStudy {
+                path: folder.to_path_buf(),
+            }),
+            false => Ok(()),
+        };
+        // Where there is a lock another process may be making the study just now, its file last of all; where there
+        // is none nothing is left behind.
+        if !folder.join(".lock").exists() {
+            stranger()?;
+        }
         directory.grown = directory.alone(|| {
-            // Within the lock: another process may be making the study just now, its file last of all.
-            if !directory.file().exists() && has_visible_entries(folder)? {
-                return Err(DirectoryError::NotAStudy {
-                    path: folder.to_path_buf(),
-                });
-            }
+            stranger()?;
             directory.freeze(study, runs)
         })??;
         Ok(directory)
