@@ -6,9 +6,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+#[cfg(feature = "remote")]
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
+#[cfg(feature = "remote")]
+use std::process::{Child, Stdio};
 
 use sesqui::backend::Backend;
 use sesqui::parity::{Check, compare, table};
@@ -24,11 +27,13 @@ fn wgpu_computes_what_the_cpu_computes() {
 }
 
 /// A server on a free port, stopped when dropped.
+#[cfg(feature = "remote")]
 struct Server {
     process: Child,
     address: String,
 }
 
+#[cfg(feature = "remote")]
 impl Server {
     fn new() -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_serve"))
@@ -45,6 +50,7 @@ impl Server {
     }
 }
 
+#[cfg(feature = "remote")]
 impl Drop for Server {
     fn drop(&mut self) {
         self.process.kill().unwrap();
@@ -52,6 +58,7 @@ impl Drop for Server {
     }
 }
 
+#[cfg(feature = "remote")]
 #[test]
 fn a_server_computes_what_the_cpu_computes() {
     let server = Server::new();
@@ -105,6 +112,7 @@ fn learns_the_same(name: &str, arguments: &[&str]) {
     assert!(most.values().all(|most| *most <= 1e-5), "{name}: {most:?}");
 }
 
+#[cfg(feature = "remote")]
 #[test]
 fn the_quick_start_learns_the_same_on_two_devices_of_a_server() {
     let server = Server::new();
@@ -117,6 +125,7 @@ fn the_quick_start_learns_the_same_on_wgpu() {
     learns_the_same("wgpu", &["--backend", "wgpu"]);
 }
 
+#[cfg(feature = "remote")]
 #[test]
 fn a_server_that_is_not_there_is_a_sentence() {
     let said = Command::new(env!("CARGO_BIN_EXE_train"))
