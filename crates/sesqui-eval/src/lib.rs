@@ -1,7 +1,7 @@
 //! Measuring: right answers, their interval, and what they cost.
 //!
 //! In here: tasks (problems with their encoding), methods of answering behind one trait, scoring,
-//! statistics, the timing protocol, and how many latent steps a question needs.
+//! statistics, the timing protocol, batches cut into parts for the cores, and how many latent steps a question needs.
 //!
 //! Must never be in here: how a model was trained; printing.
 

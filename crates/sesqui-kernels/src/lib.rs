@@ -4,6 +4,11 @@
 //! makes a pass over memory in both directions. Here each is one function with a derivative of its
 //! own ([decision 15](../../../docs/decisions/0015-fused-operations.md)).
 //!
+//! Beside them, what every crate above needs of the machine: reads from a device, counted ([`read`]), and cores that
+//! do not wait for each other ([`on_one_core`]).
+//!
+//! Must never be in here: a model, a loss of a method, unsafe code, a result that depends on the number of threads.
+//!
 //! A function looks at where its tensors are: 32-bit floats of Burn's CPU backend, under autodiff or
 //! not, take the fused way; any other device or type, and autodiff that recomputes what it does not
 //! keep, take tensor operations with the same result up to rounding. Results do not depend on the

@@ -2,8 +2,8 @@
 //!
 //! In here: the GPT-2 and Llama families behind one [`ModelConfig`], the operations that latent
 //! reasoning is made of (embed, run layers `a..b` on a hidden state, final norm, head), a per-layer
-//! key/value cache in which layers may hold different positions, and import and export of Hugging
-//! Face safetensors.
+//! key/value cache in which layers may hold different positions, how wide products are, frozen copies on
+//! every device that asks, and import and export of Hugging Face safetensors.
 //!
 //! Must never be in here: a data set, a loss, a training loop, the choice of a device, or file
 //! access outside [`huggingface`].

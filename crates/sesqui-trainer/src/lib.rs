@@ -1,7 +1,7 @@
 //! The training loop.
 //!
 //! In here: steps, gradient accumulation and clipping, the learning-rate schedule, validation and
-//! early stopping, checkpoints and exact resume, the plain log and Burn's dashboard. What one step
+//! early stopping, checkpoints and exact resume, the plain log and Burn's dashboard, where the time of a step goes. What one step
 //! *means* comes from outside as a Burn train step; see [`Objective`].
 //!
 //! Must never be in here: a model, a loss, a data set, the choice of a device. It is tested with a
