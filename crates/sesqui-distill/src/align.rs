@@ -228,10 +228,15 @@ impl AlignTerms {
     /// The total first, then its parts, `[names]`.
     pub fn losses(&self, student: &LatentTransformer, batch: &LatentBatch) -> Tensor<1> {
         let device = student.backbone.device();
-        let frozen = self.teacher.as_ref().map(|frozen| frozen.on(&device));
-        let teacher = frozen.as_ref().unwrap_or(&student.backbone);
-        let chain = hidden_states(teacher, &batch.teacher);
-        let lesson = Lesson::new(teacher, chain.clone(), batch, &device);
+        let backbone = &student.backbone;
+        let (lesson, chain) = match &self.teacher {
+            Some(frozen) => (Lesson::of(&frozen.on(&device), batch, &device), None),
+            None => {
+                let chain = hidden_states(backbone, &batch.teacher);
+                let lesson = Lesson::new(backbone, chain.clone(), batch, &device);
+                (lesson, Some(chain))
+            }
+        };
 
         let layers = student.backbone.layers.len();
         let full = ExitPlan::full(batch.batch, batch.slots, layers);
@@ -281,8 +286,8 @@ impl AlignTerms {
             (weights.reasoning_alignment, outcome.reasoning_alignment()),
             (weights.read_out, outcome.read_out_loss(student)),
         ];
-        if self.teacher.is_none() {
-            let loss = next_token_loss(&student.backbone, chain, &batch.teacher);
+        if let Some(chain) = chain {
+            let loss = next_token_loss(backbone, chain, &batch.teacher);
             let tokens = &batch.teacher.loss_weights;
             let loss = weights.scale.of(loss, tokens, batch.batch);
             parts.push((weights.teacher, loss));

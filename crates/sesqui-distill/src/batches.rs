@@ -5,6 +5,7 @@ use std::ops::Range;
 use sesqui_dataset::DatasetError;
 use sesqui_dataset::batch::{BatchConfig, BatchOrder, SequenceBatch};
 use sesqui_dataset::encode::{EncodedProblem, PositionLayout, Sequence, Supervision, sequence};
+use sesqui_model::Transformer;
 use sesqui_model::latent::SlotPositions;
 use sesqui_trainer::Batches;
 
@@ -12,6 +13,7 @@ use crate::curriculum::{CurriculumPlan, ThoughtBatch, ThoughtProblem};
 use crate::icot::IcotPlan;
 use crate::joint::JointBatch;
 use crate::latent::{LatentBatch, LatentProblem, Rollout};
+use crate::lessons::Lessons;
 
 /// The rows of a step, cut into equal parts: part `index % parts` of step `index / parts`.
 #[derive(Debug)]
@@ -137,6 +139,7 @@ pub struct LatentBatches {
     positions: SlotPositions,
     pad: u32,
     rollout: Box<dyn Fn(u64) -> Rollout + Send + Sync>,
+    lessons: Option<Lessons>,
 }
 
 impl LatentBatches {
@@ -165,7 +168,27 @@ impl LatentBatches {
             positions,
             pad,
             rollout: Box::new(rollout),
+            lessons: None,
         })
+    }
+
+    /// The problems, in the order of the training split.
+    pub fn problems(&self) -> &[LatentProblem] {
+        &self.problems
+    }
+
+    /// Lets `teacher`, off the autodiff tape, read every problem, once for all batches, as [`Lessons::new`] does.
+    ///
+    /// # Errors
+    ///
+    /// When a problem does not fit a batch.
+    pub fn keep_lessons(
+        &mut self,
+        teacher: &Transformer,
+        goes_on: &(dyn Fn(usize) -> bool + Sync),
+    ) -> Result<(), DatasetError> {
+        self.lessons = Lessons::new(teacher, &self.problems, self.pad, goes_on)?;
+        Ok(())
     }
 }
 
@@ -174,8 +197,13 @@ impl Batches<LatentBatch> for LatentBatches {
         let (step, part) = self.order.place(index);
         let rollout = (self.rollout)(step).of_part(part);
         let rows = self.order.rows(index);
-        LatentBatch::collate(&self.problems, &rows, &self.positions, self.pad, rollout)
-            .map_err(|error| error.to_string())
+        let batch = LatentBatch::collate(&self.problems, &rows, &self.positions, self.pad, rollout);
+        let batch = batch.map_err(|error| error.to_string())?;
+        let kept = |lessons: &Lessons| lessons.of(&self.problems, &rows, batch.slots + 1);
+        Ok(LatentBatch {
+            lesson: self.lessons.as_ref().map(kept),
+            ..batch
+        })
     }
 
     fn per_epoch(&self) -> u64 {

@@ -7,6 +7,8 @@ use sesqui_dataset::batch::SequenceBatch;
 use sesqui_dataset::encode::{EncodedProblem, PositionLayout, Sequence, Supervision, sequence};
 use sesqui_model::latent::{Feedback, SlotPositions};
 
+use crate::lessons::Kept;
+
 /// How a chain of thought becomes latent steps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -263,13 +265,13 @@ impl LatentProblem {
     }
 
     /// Tokens of the answer that are read: the marker, and the answer but for its last token.
-    fn answer(&self) -> usize {
+    pub(crate) fn answer(&self) -> usize {
         let steps = self.sequence.ids.len() - self.answer_begin();
         steps - 1
     }
 
     /// Where the marker before the answer stands in the sequence.
-    fn answer_begin(&self) -> usize {
+    pub(crate) fn answer_begin(&self) -> usize {
         use sesqui_dataset::encode::Segment;
         self.sequence
             .segments
@@ -361,6 +363,8 @@ pub struct LatentBatch {
     pub answer_targets: Vec<i32>,
     /// 1 where that token belongs to the answer, 0 inside the marker.
     pub answer_weights: Vec<f32>,
+    /// What the teacher has said about these rows, where that is kept.
+    pub lesson: Option<Kept>,
     /// How the latent steps get their inputs.
     pub rollout: Rollout,
     /// Real cells of the student.
@@ -424,6 +428,7 @@ impl LatentBatch {
             answer_target_cells: Vec::new(),
             answer_targets: Vec::new(),
             answer_weights: Vec::new(),
+            lesson: None,
             rollout,
             tokens: 0,
             teacher,

@@ -20,7 +20,6 @@ use sesqui_trainer::StepOutput;
 use crate::align::{learned, with_total};
 use crate::dropout::adapter_masks;
 use crate::latent::{LatentBatch, SlotLabel};
-use crate::loss::hidden_states;
 use crate::rollout::{Leaves, generator, uniform};
 use crate::student::{
     Lesson, Outcome, Staircase, constant_like, own_inputs, slot_label, staircase_inputs,
@@ -175,9 +174,7 @@ impl ShortcutTerms {
     }
 
     fn lesson(&self, batch: &LatentBatch, like: &Device) -> Lesson {
-        let teacher = self.teacher.on(like);
-        let chain = hidden_states(&teacher, &batch.teacher);
-        Lesson::new(&teacher, chain, batch, like)
+        Lesson::of(&self.teacher.on(like), batch, like)
     }
 
     fn staircase(

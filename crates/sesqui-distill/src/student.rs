@@ -8,6 +8,7 @@ use sesqui_shortcut::walk::{ExitRule, Last, SlotTrace, Walk};
 use sesqui_shortcut::{EntryPosition, KeyValueRule, Landing, StaircaseInputs, StaircasePass};
 
 use crate::latent::{LatentBatch, SlotLabel};
+use crate::loss::hidden_states;
 
 /// A `[rows, columns]` list of integers on a device.
 fn upload(values: Vec<i32>, shape: [usize; 2], device: &Device) -> Tensor<2, Int> {
@@ -49,6 +50,14 @@ pub struct Lesson {
 }
 
 impl Lesson {
+    /// What `teacher`, off the autodiff tape, has said about `batch` or says now, as constants on `like`.
+    pub fn of(teacher: &Transformer, batch: &LatentBatch, like: &Device) -> Self {
+        match &batch.lesson {
+            Some(kept) => kept.lesson(like),
+            None => Self::new(teacher, hidden_states(teacher, &batch.teacher), batch, like),
+        }
+    }
+
     /// From the teacher's states before its final norm.
     pub fn new(
         teacher: &Transformer,

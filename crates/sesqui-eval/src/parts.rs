@@ -1,11 +1,9 @@
 //! A batch on the CPU, cut into parts that cores answer side by side.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
-use sesqui_kernels::{cores, is_here, on_one_core};
+use sesqui_kernels::{is_here, side_by_side};
 use sesqui_reason::{Prompt, PromptError};
 
 use crate::method::Responses;
@@ -34,34 +32,14 @@ pub fn in_parts(
     }
     let begun = Instant::now();
     let parts = prompt.parts(together)?;
-    let next = AtomicUsize::new(0);
-    let answered = Mutex::new(Vec::with_capacity(parts.len()));
-    std::thread::scope(|scope| {
-        for _ in 0..cores().min(parts.len()) {
-            scope.spawn(|| {
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(part) = parts.get(index) else {
-                        break;
-                    };
-                    let found = on_one_core(|| answer(part));
-                    if let Ok(mut answered) = answered.lock() {
-                        answered.push((index, found));
-                    }
-                }
-            });
-        }
-    });
-    // A thread that panicked has made the scope panic.
-    let mut answered = answered.into_inner().unwrap_or_default();
-    answered.sort_by_key(|(index, _)| *index);
+    let answered = side_by_side(parts.len(), |index| answer(&parts[index]));
     let mut whole = Responses {
         rows: Vec::with_capacity(prompt.batch),
         prefill: Duration::ZERO,
         reasoning: Duration::ZERO,
         answer: Duration::ZERO,
     };
-    for (index, found) in answered {
+    for (index, found) in answered.into_iter().enumerate() {
         let found = found.map_err(|error| error.after(together * index))?;
         whole.rows.extend(found.rows);
         whole.prefill += found.prefill;

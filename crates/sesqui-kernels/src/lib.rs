@@ -5,7 +5,7 @@
 //! own ([decision 15](../../../docs/decisions/0015-fused-operations.md)).
 //!
 //! Beside them, what every crate above needs of the machine: reads from a device, counted ([`read`]), and cores that
-//! do not wait for each other ([`on_one_core`]).
+//! do not wait for each other ([`on_one_core`], [`side_by_side`]).
 //!
 //! Must never be in here: a model, a loss of a method, unsafe code, a result that depends on the number of threads.
 //!
@@ -35,7 +35,7 @@ mod simd;
 
 pub use adamw::AdamW;
 pub use attention::{Heads, attention};
-pub use cores::{cores, is_here, on_one_core};
+pub use cores::{cores, is_here, on_one_core, side_by_side};
 pub use cross_entropy::cross_entropy;
 pub use gelu::gelu_tanh;
 pub use linear::{against_rows, linear};

@@ -8,9 +8,10 @@ use sesqui_dataset::batch::{BatchConfig, Grouping};
 use sesqui_dataset::encode::{Positions, Supervision, TextFormat};
 use sesqui_dataset::read::BadRows;
 use sesqui_dataset::tokenizer::TokenizerConfig;
+use sesqui_distill::align::Teacher;
 use sesqui_distill::{
     AlignConfig, CurriculumConfig, EarlyExitConfig, HaltStageConfig, IcotConfig, JointConfig,
-    ShortcutStageConfig,
+    ShortcutStageConfig, TeacherStates,
 };
 use sesqui_eval::EvaluationConfig;
 use sesqui_model::latent::SlotPositions;
@@ -72,6 +73,13 @@ pub struct Stage {
     /// How long and how to train.
     #[serde(default)]
     pub training: TrainingConfig,
+    /// Where a frozen teacher's states come from.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub teacher_states: TeacherStates,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// What a step minimises.
@@ -135,6 +143,20 @@ impl Objective {
             | Self::Curriculum(_)
             | Self::Icot(_)
             | Self::EarlyExit(_) => Supervision::ChainOfThought,
+        }
+    }
+
+    /// Whether a teacher that does not move says what its latent steps are aligned to.
+    pub fn has_frozen_teacher(&self) -> bool {
+        match self {
+            Self::Align(config) => config.teacher == Teacher::Frozen,
+            Self::Shortcut(_) | Self::Joint(_) => true,
+            Self::Cot
+            | Self::NoCot
+            | Self::Halt(_)
+            | Self::Curriculum(_)
+            | Self::Icot(_)
+            | Self::EarlyExit(_) => false,
         }
     }
 
@@ -269,6 +291,7 @@ impl Default for Experiment {
                 accumulation: 2,
                 ..TrainingConfig::default()
             },
+            teacher_states: TeacherStates::default(),
         };
         let no_cot = stage("no_cot", Objective::NoCot, None);
         let mut cot = stage("cot", Objective::Cot, None);
@@ -437,6 +460,13 @@ impl Experiment {
             }
             if let Some((part, reason)) = stage.training.problem() {
                 return fail(key(&format!("training.{part}")), reason);
+            }
+            if !is_default(&stage.teacher_states) && !stage.objective.has_frozen_teacher() {
+                let kind = stage.objective.kind();
+                return fail(
+                    key("teacher_states"),
+                    format!("objective {kind} has no frozen teacher; leave it out"),
+                );
             }
             if stage.batches.batch_size == 0 {
                 return fail(key("batches.batch_size"), "must be at least 1".to_owned());

@@ -8,12 +8,14 @@ use burn::module::Module;
 use burn::tensor::Device;
 use burn::train::{InferenceStep, Interrupter, TrainStep};
 use sesqui_dataset::batch::{SequenceBatch, Skipped};
+use sesqui_distill::lessons::Lessons;
 use sesqui_distill::rollout::exits_drawn;
 use sesqui_distill::{
     Align, AlignConfig, Joint, JointBatch, JointBatches, JointConfig, LatentBatch, LatentBatches,
-    Rollout, Shortcut, ShortcutStageConfig, Supervised,
+    LatentProblem, Rollout, Shortcut, ShortcutStageConfig, Supervised,
 };
 use sesqui_eval::{EvaluationConfig, evaluate};
+use sesqui_model::Transformer;
 use sesqui_model::latent::LatentTransformer;
 use sesqui_run::{MetricRow, RowWriter, RunPaths};
 use sesqui_shortcut::Shortcuts;
@@ -27,7 +29,7 @@ use crate::exits;
 use crate::experiment::{Experiment, Objective, Stage};
 use crate::extensions::extensions;
 use crate::misuse::Misuse;
-use crate::screen::spinner;
+use crate::screen::{progress, spinner};
 use crate::start::{Lineage, same_tokenizer};
 use crate::trained::{LATENTS, LatentSettings, Trained};
 use crate::workbench::Workbench;
@@ -128,8 +130,7 @@ impl Run<'_> {
         let teacher = self.lineage().start(stage, &device)?.backbone().clone();
         let settings = self.workbench.latent_settings(config);
         let rollout = config.rollouts(self.experiment.seed, stage.training.steps);
-        let data =
-            self.latent_data(stage, &settings, teacher.config().context, rollout, outlets)?;
+        let data = self.latent_data(stage, &settings, &teacher, rollout, outlets)?;
 
         let seed = self.experiment.seed;
         let feedback = &config.latents.feedback;
@@ -159,8 +160,7 @@ impl Run<'_> {
         let settings = student.settings.with_shortcuts(config);
         let seed = self.experiment.seed;
         let rollout = move |step| exits_drawn(seed, step);
-        let data =
-            self.latent_data(stage, &settings, teacher.config().context, rollout, outlets)?;
+        let data = self.latent_data(stage, &settings, &teacher, rollout, outlets)?;
 
         let shape = teacher.config();
         let shortcuts = Shortcuts::new(&config.shortcuts, shape, seed, &device);
@@ -185,7 +185,7 @@ impl Run<'_> {
         let rollout = config.align.rollouts(seed, stage.training.steps);
         let shape = teacher.config();
         let (batches, validation) =
-            self.latent_data(stage, &settings, shape.context, rollout, outlets)?;
+            self.latent_data(stage, &settings, &teacher, rollout, outlets)?;
         let batches = JointBatches::new(batches, move |step| exits_drawn(seed, step));
         let joint = |batch: LatentBatch| {
             let rollout = batch.rollout;
@@ -205,17 +205,17 @@ impl Run<'_> {
     }
 
     /// Training batches of a latent stage, of which those that do not fit are told, and validation
-    /// batches.
+    /// batches; with what `teacher` says about the former, if that is to be kept.
     fn latent_data(
         &self,
         stage: &Stage,
         settings: &LatentSettings,
-        context: usize,
+        teacher: &Transformer,
         rollout: impl Fn(u64) -> Rollout + Send + Sync + 'static,
         outlets: &mut Outlets<'_>,
     ) -> Result<(LatentBatches, Vec<LatentBatch>)> {
-        let seed = self.experiment.seed;
-        let (batches, skipped) = self
+        let (seed, context) = (self.experiment.seed, teacher.config().context);
+        let (mut batches, skipped) = self
             .workbench
             .latent_batches(stage, settings, context, seed, rollout)?;
         outlets.skipped(stage, context, &skipped);
@@ -232,7 +232,41 @@ impl Run<'_> {
                 first.id
             ));
         }
+        if keeps_lessons(stage, batches.problems(), teacher.config().d_model) {
+            self.keep_lessons(stage, &mut batches, teacher, outlets)?;
+        }
         Ok((batches, validation))
+    }
+
+    /// Lets `teacher` read all problems of `batches`. Where somebody asks to stop, training is what stops.
+    fn keep_lessons(
+        &self,
+        stage: &Stage,
+        batches: &mut LatentBatches,
+        teacher: &Transformer,
+        outlets: &mut Outlets<'_>,
+    ) -> Result<()> {
+        let problems = batches.problems().len();
+        let bytes = Lessons::bytes(batches.problems(), teacher.config().d_model);
+        outlets.renderer.line(&format!(
+            "{}: the teacher reads {problems} problems once, of which {:.0} MB of states are kept",
+            stage.name,
+            bytes as f64 / 1e6
+        ));
+        let bar = outlets
+            .renderer
+            .is_plain()
+            .then(|| progress(problems, &stage.name));
+        batches.keep_lessons(&teacher.valid(), &|read| {
+            if let Some(bar) = &bar {
+                bar.inc(read as u64);
+            }
+            !self.interrupter.should_stop()
+        })?;
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
+        }
+        Ok(())
     }
 
     /// Trains a latent model, of which `parts` names student and shortcuts, and validates it by its
@@ -399,6 +433,12 @@ pub(crate) fn finished<M: Module>(
         stop: outcome.stop,
         profile: outcome.profile,
     }
+}
+
+/// Whether what the teacher of `stage`, `d_model` wide, says about `problems` is kept.
+pub(crate) fn keeps_lessons(stage: &Stage, problems: &[LatentProblem], d_model: usize) -> bool {
+    let rows_read = stage.training.steps * stage.batches.batch_size as u64;
+    stage.objective.has_frozen_teacher() && stage.teacher_states.keeps(problems, rows_read, d_model)
 }
 
 /// An optimizer that never forgets.

@@ -19,6 +19,7 @@ mod icot;
 mod importance;
 mod joint;
 mod latents;
+mod lessons;
 mod losses;
 mod reference;
 mod resume;

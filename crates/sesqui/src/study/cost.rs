@@ -12,7 +12,7 @@ use sesqui_distill::rollout::exits_drawn;
 use sesqui_distill::shortcut::{ShortcutLoss, StudentInputs, Trains};
 use sesqui_distill::{
     AlignConfig, CurriculumConfig, Cuts, EarlyExitBatch, EarlyExitBatches, LatentBatch,
-    ShortcutStageConfig, ThoughtBatch,
+    LatentProblem, ShortcutStageConfig, ThoughtBatch,
 };
 use sesqui_model::flops::Flops;
 use sesqui_run::rows::read_rows;
@@ -20,6 +20,7 @@ use sesqui_run::{MetricRow, RunPaths};
 use sesqui_trainer::Batches;
 
 use crate::experiment::{Experiment, Objective, Stage};
+use crate::stage::keeps_lessons;
 use crate::start::{latent_settings, shape};
 use crate::workbench::{Workbench, spread};
 
@@ -167,7 +168,8 @@ fn taken(stage: &str, rows: &[MetricRow]) -> TrainingCost {
 /// Operations of `steps` optimizer steps, counted on the very batches: matrix products of layers and head, a
 /// multiply-add being two, as [`Flops`] has them for inference. A backward pass is two forward passes, one for
 /// the derivatives of the inputs and one for those of the weights; of frozen weights the second is not made.
-/// Forward passes that teach (the teacher's, and those by which a student feeds itself) count as they are.
+/// Forward passes that teach (the teacher's, and those by which a student feeds itself) count as they are: those of
+/// a teacher whose states are kept once for every problem.
 /// Steps that leave early count as if they ran all layers; routers, adapters, validation and the optimizer
 /// are not counted. `None` for a halting head, whose labels cost more than its training.
 fn operations(
@@ -183,13 +185,18 @@ fn operations(
     let (context, seed) = (shape.context, experiment.seed);
     let parts = stage.training.accumulation;
     let latent = |rollout: Box<dyn Fn(u64) -> Rollout + Send + Sync>,
-                  of: &dyn Fn(&LatentBatch) -> f64|
+                  of: &dyn Fn(&LatentBatch, f64) -> f64|
      -> Result<Option<f64>> {
         let Some(settings) = latent_settings(experiment, workbench, stage)? else {
             return Ok(None);
         };
         let (batches, _) = workbench.latent_batches(stage, &settings, context, seed, rollout)?;
-        total(&batches, steps, parts, of).map(Some)
+        let (once, each) = match keeps_lessons(stage, batches.problems(), shape.d_model) {
+            true => (counter.lessons(batches.problems()), 0.0),
+            false => (0.0, 1.0),
+        };
+        let of = |batch: &LatentBatch| of(batch, each);
+        Ok(Some(once + total(&batches, steps, parts, &of)?))
     };
     let cut = |cuts: Cuts| -> Result<Option<f64>> {
         let (batches, _) = workbench.cut_batches(stage, cuts, context, seed)?;
@@ -204,17 +211,21 @@ fn operations(
         }
         Objective::Align(config) => {
             let rollout = config.rollouts(seed, stage.training.steps);
-            latent(Box::new(rollout), &|batch| counter.align(config, batch))
+            latent(Box::new(rollout), &|batch, taught| {
+                counter.align(config, batch, taught)
+            })
         }
         Objective::Shortcut(config) => {
-            latent(Box::new(move |step| exits_drawn(seed, step)), &|batch| {
-                counter.shortcut(config, batch)
+            let rollout = move |step| exits_drawn(seed, step);
+            latent(Box::new(rollout), &|batch, taught| {
+                counter.shortcut(config, batch, taught)
             })
         }
         Objective::Joint(config) => {
             let rollout = config.align.rollouts(seed, stage.training.steps);
-            latent(Box::new(rollout), &|batch| {
-                counter.align(&config.align, batch) + counter.shortcut(&config.shortcut, batch)
+            latent(Box::new(rollout), &|batch, taught| {
+                counter.align(&config.align, batch, taught)
+                    + counter.shortcut(&config.shortcut, batch, taught)
             })
         }
         Objective::Curriculum(config) => {
@@ -343,19 +354,29 @@ impl Counter<'_> {
         self.rows(&before, batch.first_slot + batch.slots)
     }
 
-    fn align(&self, config: &AlignConfig, batch: &LatentBatch) -> f64 {
+    /// What a teacher reads that reads every problem once.
+    fn lessons(&self, problems: &[LatentProblem]) -> f64 {
+        let read = problems
+            .iter()
+            .map(|problem| problem.sequence.ids.len() - 1);
+        read.map(|length| self.flops.layers(0, length)).sum()
+    }
+
+    /// `taught` is how often a frozen teacher reads this batch.
+    fn align(&self, config: &AlignConfig, batch: &LatentBatch, taught: f64) -> f64 {
         let fed = match batch.rollout {
             Rollout::TeacherForced => 0.0,
             Rollout::Student { .. } => self.own_inputs(batch),
         };
         let teacher = match config.teacher {
-            Teacher::Frozen => self.chain(&batch.teacher, false),
+            Teacher::Frozen => taught * self.chain(&batch.teacher, false),
             Teacher::Shared => 3.0 * self.chain(&batch.teacher, true),
         };
         3.0 * self.student(batch) + fed + teacher
     }
 
-    fn shortcut(&self, config: &ShortcutStageConfig, batch: &LatentBatch) -> f64 {
+    /// `taught` is how often the teacher reads this batch.
+    fn shortcut(&self, config: &ShortcutStageConfig, batch: &LatentBatch, taught: f64) -> f64 {
         let passes = match config.trains {
             Trains::Shortcuts => 2.0,
             Trains::Everything => 3.0,
@@ -372,7 +393,7 @@ impl Counter<'_> {
                     }
             }
         };
-        passes * self.student(batch) + before + self.chain(&batch.teacher, false)
+        passes * self.student(batch) + before + taught * self.chain(&batch.teacher, false)
     }
 }
 
