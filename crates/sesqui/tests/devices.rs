@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 #[cfg(feature = "remote")]
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
 #[cfg(feature = "remote")]
 use std::process::{Child, Stdio};
+use std::process::{Command, Output};
 
 use sesqui::backend::Backend;
 use sesqui::parity::{Check, compare, table};
@@ -135,4 +135,67 @@ fn a_server_that_is_not_there_is_a_sentence() {
     let error = String::from_utf8(said.stderr).unwrap();
     assert_eq!(said.status.code(), Some(2), "{error}");
     assert!(error.contains("does `serve` run there"), "{error}");
+}
+
+/// `train` with `arguments` where neither Vulkan, EGL nor CUDA finds a driver.
+fn without_drivers(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
+    for loader in [
+        "VK_DRIVER_FILES",
+        "VK_ICD_FILENAMES",
+        "__EGL_VENDOR_LIBRARY_FILENAMES",
+    ] {
+        command.env(loader, "/nonexistent");
+    }
+    command.env("CUDA_VISIBLE_DEVICES", "");
+    command.args(arguments).output().unwrap()
+}
+
+#[test]
+fn a_missing_driver_is_a_sentence() {
+    let mut refusals = vec![("wgpu", "no graphics adapter found; install a Vulkan driver")];
+    if cfg!(feature = "cuda") {
+        refusals.push((
+            "cuda",
+            "no CUDA device found; is the NVIDIA driver installed?",
+        ));
+    }
+    for (backend, sentence) in refusals {
+        let said = without_drivers(&["--smoke", "--backend", backend]);
+        let error = String::from_utf8(said.stderr).unwrap();
+        assert_eq!(said.status.code(), Some(2), "{error}");
+        assert!(error.contains(sentence), "{error}");
+    }
+}
+
+/// Where a processor stands in for the GPU, or there is none at all, `auto` computes on the CPU itself and says why.
+#[test]
+fn auto_takes_a_gpu_and_nothing_less() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().join("run");
+    let arguments = [
+        "--smoke",
+        "--renderer",
+        "plain",
+        "--backend",
+        "auto",
+        "--run",
+    ];
+    let arguments = [&arguments[..], &[at.to_str().unwrap()]].concat();
+    let said = String::from_utf8(without_drivers(&arguments).stdout).unwrap();
+    assert!(said.contains("backend    cpu ("), "{said}");
+    assert!(said.contains("wgpu: no graphics adapter found"), "{said}");
+
+    let there = Backend::Wgpu.open(&[], None).unwrap();
+    if there.description().contains("llvmpipe") {
+        let auto = Backend::Auto.open(&[], None).unwrap();
+        assert_eq!(auto.name(), "cpu", "{}", auto.description());
+        assert!(
+            auto.description().contains("wgpu: a software device only"),
+            "{}",
+            auto.description()
+        );
+    } else {
+        println!("{} is no software device", there.description());
+    }
 }
