@@ -59,7 +59,7 @@ struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 5)]
     repetitions: usize,
 
-    /// f32 or bf16
+    /// f32, bf16 or f16
     #[arg(long, value_name = "FLOATS", default_value = "f32")]
     precision: String,
 
@@ -168,7 +168,8 @@ fn precision(name: &str) -> Result<Precision> {
     match name {
         "f32" => Ok(Precision::F32),
         "bf16" => Ok(Precision::Bf16),
-        _ => Err(Misuse(format!("--precision {name}: give f32 or bf16")).into()),
+        "f16" => Ok(Precision::F16),
+        _ => Err(Misuse(format!("--precision {name}: give f32, bf16 or f16")).into()),
     }
 }
 

@@ -21,6 +21,7 @@
 
 mod adamw;
 mod attention;
+mod cast;
 mod cores;
 mod cross_entropy;
 mod gelu;
@@ -35,6 +36,7 @@ mod simd;
 
 pub use adamw::AdamW;
 pub use attention::{Heads, attention};
+pub use cast::cast;
 pub use cores::{cores, is_here, on_one_core, side_by_side};
 pub use cross_entropy::cross_entropy;
 pub use gelu::gelu_tanh;

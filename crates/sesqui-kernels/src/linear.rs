@@ -5,6 +5,7 @@ use burn::nn::Linear;
 use burn::tensor::module;
 use burn::tensor::{DType, Tensor};
 
+use crate::cast::cast;
 use crate::host::{self, Floats};
 use crate::one_row;
 
@@ -17,8 +18,8 @@ use crate::one_row;
 pub fn linear(map: &Linear, x: Tensor<3>) -> Tensor<3> {
     let dtype = x.dtype();
     if dtype != DType::F32 && map.weight.val().dtype() != dtype {
-        let bias = map.bias.as_ref().map(|bias| bias.val().cast(dtype));
-        return module::linear(x, map.weight.val().cast(dtype), bias);
+        let bias = map.bias.as_ref().map(|bias| cast(bias.val(), dtype));
+        return module::linear(x, cast(map.weight.val(), dtype), bias);
     }
     let [batch, seq, d_input] = x.dims();
     if batch * seq == 1

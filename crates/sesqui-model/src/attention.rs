@@ -7,13 +7,12 @@ use burn::tensor::module::attention as fused_attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use sesqui_kernels::{Heads, attention_of_one, linear};
+use sesqui_kernels::{Heads, attention_of_one, cast, linear};
 
 use crate::cache::Admission;
 use crate::config::ModelConfig;
 use crate::initialize::{Initializer, Role};
 use crate::mask::Visibility;
-use crate::precision::like;
 
 /// Rotary angles of a set of positions (Su et al. 2021), in the half-split layout that Llama
 /// checkpoints use.
@@ -42,8 +41,8 @@ impl Rotary {
     /// Rotates `x` `[batch, heads, seq, d_head]`.
     pub fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
         let half = x.dims()[3] / 2;
-        let cos = like(self.cos.clone(), x.dtype());
-        let sin = like(self.sin.clone(), x.dtype());
+        let cos = cast(self.cos.clone(), x.dtype());
+        let sin = cast(self.sin.clone(), x.dtype());
         let first = x.clone().narrow(3, 0, half);
         let second = x.narrow(3, half, half);
         Tensor::cat(
@@ -177,7 +176,7 @@ fn attend(
     let d_head = query.dims()[3];
     if !query.is_autodiff() {
         let options = AttentionModuleOptions::default();
-        let bias = bias.map(|bias| like(bias, query.dtype()));
+        let bias = bias.map(|bias| cast(bias, query.dtype()));
         return fused_attention(query, key, value, None, bias, options);
     }
     // Under autodiff the fused operation falls apart into more pieces than these.
@@ -185,10 +184,10 @@ fn attend(
         .mul_scalar(1.0 / (d_head as f64).sqrt())
         .matmul(key.swap_dims(2, 3));
     // Scores are added up and compared in 32 bits.
-    let scores = like(scores, DType::F32);
+    let scores = cast(scores, DType::F32);
     let scores = match bias {
         Some(bias) => scores + bias,
         None => scores,
     };
-    like(softmax(scores, 3), value.dtype()).matmul(value)
+    cast(softmax(scores, 3), value.dtype()).matmul(value)
 }

@@ -163,12 +163,18 @@ impl Lineage<'_> {
 ///
 /// When it has not.
 pub fn computes(device: &Device, precision: Precision) -> Result<(), Misuse> {
-    match device.supports_dtype(precision.dtype()) {
-        true => Ok(()),
-        false => Err(Misuse(
-            "precision: this device has no bf16; set precision = \"f32\"".to_owned(),
-        )),
+    let has = |precision: Precision| device.supports_dtype(precision.dtype());
+    if has(precision) {
+        return Ok(());
     }
+    let others = [Precision::Bf16, Precision::F16, Precision::F32];
+    let others = others.into_iter().filter(|other| has(*other));
+    let others: Vec<String> = others.map(|other| format!("{:?}", other.name())).collect();
+    Err(Misuse(format!(
+        "precision: this device has no {}; set precision = {}",
+        precision.name(),
+        others.join(" or ")
+    )))
 }
 
 /// Whether a student was aligned to its own weights on the chain of thought.

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use sesqui_run::StudyDirectory;
+use sesqui_run::rows::read_rows;
+use sesqui_run::{MetricRow, StudyDirectory};
 
 use crate::resume::assert_same;
 use crate::study::{STUDY, arguments};
@@ -47,6 +48,34 @@ fn devices_change_no_bit_and_a_profile_counts_reads() {
     }
 }
 
+/// Losses by stage and step.
+fn losses(run: &Path) -> Vec<(String, u64, Option<f64>)> {
+    let rows = read_rows::<MetricRow>(&run.join("metrics.jsonl"))
+        .unwrap()
+        .0;
+    let losses = rows.into_iter().map(|row| (row.stage, row.step, row.loss));
+    losses.collect()
+}
+
+#[test]
+fn a_teacher_that_reads_every_problem_once_changes_no_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let said = train(&at("kept"), &[]);
+    for stage in ["latent", "system15"] {
+        let line = format!("{stage}: the teacher reads 200 problems once");
+        assert!(said.contains(&line), "{line}: {said}");
+    }
+    let each = "teacher_states={kind=\"each-step\"}";
+    let (latent, system15) = (
+        format!("stages.latent.{each}"),
+        format!("stages.system15.{each}"),
+    );
+    let said = train(&at("each"), &["--set", &latent, "--set", &system15]);
+    assert!(!said.contains("the teacher reads"), "{said}");
+    assert_eq!(losses(&at("kept")), losses(&at("each")));
+}
+
 #[test]
 fn narrow_floats_and_recomputing_train_and_answer() {
     let folder = tempfile::tempdir().unwrap();
@@ -55,14 +84,14 @@ fn narrow_floats_and_recomputing_train_and_answer() {
         &at,
         &[
             "--set",
-            "precision=bf16",
+            "precision=f16",
             "--set",
             "stages.latent.training.recompute=memory-bound",
         ],
     );
     assert!(said.contains("system15"), "{said}");
     let frozen = std::fs::read_to_string(at.join("config.toml")).unwrap();
-    assert!(frozen.contains("precision = \"bf16\""), "{frozen}");
+    assert!(frozen.contains("precision = \"f16\""), "{frozen}");
     let at = at.to_str().unwrap();
     for more in [&[][..], &["--set", "precision=f32"]] {
         let said = succeed(

@@ -36,6 +36,11 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "train",
+        &["--set", "stages.cot.teacher_states={kind=\"each-step\"}"],
+        "stages.cot.teacher_states: objective cot has no frozen teacher; leave it out",
+    ),
+    (
+        "train",
         &["--set", "positions=algned"],
         "--set positions=algned: `positions` cannot be `algned`; did you mean `aligned`?\n  valid \
          values: aligned, contiguous",
