@@ -110,7 +110,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
         return Err(Misuse("--repetitions: give at least 1".into()).into());
     }
     let place = arguments.devices.open()?;
-    computes(place.home(), precision(&arguments.precision)?)?;
+    computes(place.workers(), precision(&arguments.precision)?)?;
     let shape = shape(arguments)?;
     let mut job = job(arguments, &shape, place.workers())?;
     (job.run)()?;

@@ -172,7 +172,12 @@ fn read_by(
         .iter()
         .map(|problem| {
             let own = problem.targets.len() + problem.answer();
-            states.by_ref().take(own).flatten().copied().collect()
+            let mut kept = Vec::with_capacity(own * d_model);
+            states
+                .by_ref()
+                .take(own)
+                .for_each(|state| kept.extend_from_slice(state));
+            kept
         })
         .collect())
 }

@@ -15,7 +15,7 @@ fn rows_together(batch: usize) -> usize {
     batch.div_ceil(2).clamp(16, 32)
 }
 
-/// What `answer` makes of `prompt` on `device`: on the CPU in parts of 16 to 32 rows, each on a core, elsewhere as one.
+/// What `answer` makes of `prompt` on `device`: on the CPU in parts of at most 32 rows, each on a core, elsewhere as one.
 /// Times are those of the whole, divided as the parts' own are.
 ///
 /// # Errors

@@ -24,7 +24,8 @@ fn passing<const D: usize>(tensor: Tensor<D>, factor: f64) -> Tensor<D> {
         return tensor;
     }
     // Zero to the bit, with a derivative of 1.
-    let nothing = tensor.clone() - tensor.clone().detach();
+    let constant = tensor.clone().detach().set_require_grad(false);
+    let nothing = tensor.clone() - constant;
     tensor + nothing.mul_scalar(factor - 1.0)
 }
 

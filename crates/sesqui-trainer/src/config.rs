@@ -147,6 +147,20 @@ impl TrainingConfig {
                 return Some((key.to_owned(), format!("{value} is not in [0, 1)")));
             }
         }
+        // A weight that no token has touched has a gradient of 0 and moments of 0.
+        if !(self.epsilon.is_finite() && self.epsilon > 0.0) {
+            let reason = format!("{} is not above 0", self.epsilon);
+            return Some(("epsilon".to_owned(), reason));
+        }
+        let not_negative = [
+            ("weight_decay", f64::from(self.weight_decay)),
+            ("clip_norm", self.clip_norm),
+        ];
+        for (key, value) in not_negative {
+            if !value.is_finite() || value < 0.0 {
+                return Some((key.to_owned(), format!("{value} is not 0 or more")));
+            }
+        }
         if self.checkpoints.keep_at.contains(&0) {
             return Some((
                 "checkpoints.keep_at".to_owned(),

@@ -8,6 +8,8 @@ use sesqui_kernels::reads;
 /// [`Phase::Read`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
+    /// What is read before the first step: a teacher's states that are kept.
+    Beforehand,
     /// Making batches.
     Batches,
     /// Forward and backward passes.
@@ -26,7 +28,8 @@ pub enum Phase {
 
 impl Phase {
     /// In the order of a step.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
+        Self::Beforehand,
         Self::Batches,
         Self::Gradients,
         Self::Read,
@@ -39,6 +42,7 @@ impl Phase {
     /// Name in tables.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Beforehand => "beforehand",
             Self::Batches => "batches",
             Self::Gradients => "gradients",
             Self::Read => "read",
@@ -91,6 +95,11 @@ impl Profile {
         let now = reads();
         self.reads += now - self.reads_before;
         self.reads_before = now;
+    }
+
+    /// Adds time that was spent in `phase` outside the loop.
+    pub fn add(&mut self, phase: Phase, spent: Duration) {
+        self.spent[phase as usize] += spent;
     }
 
     /// Time spent in a phase.

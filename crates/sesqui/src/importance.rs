@@ -91,7 +91,7 @@ pub fn labels(request: &Request<'_>) -> Result<String> {
     waiting.finish_and_clear();
 
     let device = request.place.home();
-    computes(device, opened.experiment.precision)?;
+    computes(std::slice::from_ref(device), opened.experiment.precision)?;
     let model = opened.load(device)?;
     let scorer = Scorer {
         backbone: model.backbone(),

@@ -10,15 +10,11 @@ use crate::experiment::{Experiment, Stage};
 use crate::misuse::Misuse;
 use crate::opened::Opened;
 
-/// What `--set` may change when a trained model is used: the data and how it is asked, not the model.
-const EVALUATION_KEYS: [&str; 6] = [
-    "data",
-    "evaluation",
-    "reasoning",
-    "seed",
-    "bad_rows",
-    "precision",
-];
+/// What `--set` may change when a trained model is used, and another file: the data and how it is measured.
+const DATA_KEYS: [&str; 4] = ["data", "evaluation", "seed", "bad_rows"];
+
+/// What `--set` alone may change: how the model is asked. Another file does not know what it was trained for.
+const MODEL_KEYS: [&str; 2] = ["reasoning", "precision"];
 
 /// The checkpoint that `path` and `stage` name, or without a stage those of all stages of a run.
 ///
@@ -93,22 +89,26 @@ pub fn open(path: &Path, stage: Option<&str>) -> Result<Opened> {
 }
 
 /// The experiment to evaluate `opened` under: its own, with the data, the evaluation, the seed and
-/// `bad_rows` of `config` and `set`.
+/// `bad_rows` of `config`, and what `set` says.
 ///
 /// # Errors
 ///
 /// When a setting is unknown or would change the trained model.
 pub fn experiment(opened: &Opened, config: Option<&Path>, set: &[String]) -> Result<Experiment> {
-    let mut overrides = Vec::with_capacity(set.len());
+    let (mut of_data, mut of_model) = (Vec::new(), Vec::new());
     for argument in set {
         let key = argument.split(['=', '.']).next().unwrap_or_default().trim();
-        if !EVALUATION_KEYS.contains(&key) {
-            return Err(Misuse(format!(
-                "--set {argument}: the model is trained already; only {} can be set here",
-                EVALUATION_KEYS.join(", ")
-            ))
-            .into());
-        }
+        let overrides = match key {
+            _ if DATA_KEYS.contains(&key) => &mut of_data,
+            _ if MODEL_KEYS.contains(&key) => &mut of_model,
+            _ => {
+                return Err(Misuse(format!(
+                    "--set {argument}: the model is trained already; only {} can be set here",
+                    [&DATA_KEYS[..], &MODEL_KEYS[..]].concat().join(", ")
+                ))
+                .into());
+            }
+        };
         // Another data set has other settings: those of the run's own must go.
         overrides.push(match argument.split_once('=') {
             Some((key, kind)) if key.trim() == "data.kind" => {
@@ -118,15 +118,18 @@ pub fn experiment(opened: &Opened, config: Option<&Path>, set: &[String]) -> Res
         });
     }
     let own = opened.folder.join("config.toml");
-    let source = ConfigSource::File(config.map_or(own, Path::to_owned));
-    let asked = sesqui_run::load::<Experiment>(source, &overrides)?.value;
+    let load = |file: &Path, overrides: &[String]| {
+        sesqui_run::load::<Experiment>(ConfigSource::File(file.to_owned()), overrides)
+    };
+    let asked = load(config.unwrap_or(&own), &of_data)?.value;
+    let model = load(&own, &of_model)?.value;
     Ok(Experiment {
         seed: asked.seed,
         bad_rows: asked.bad_rows,
         data: asked.data,
         evaluation: asked.evaluation,
-        reasoning: asked.reasoning,
-        precision: asked.precision,
+        reasoning: model.reasoning,
+        precision: model.precision,
         ..opened.experiment.clone()
     })
 }

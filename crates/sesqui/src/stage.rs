@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use burn::module::Module;
@@ -22,7 +23,7 @@ use sesqui_shortcut::Shortcuts;
 use sesqui_trainer::checkpoint::Attachment;
 use sesqui_trainer::objective::Objective as Learner;
 use sesqui_trainer::{
-    Batches, Checkpoints, Fit, Outcome, Profile, Renderer, State, Stop, Validation, fit,
+    Batches, Checkpoints, Fit, Outcome, Phase, Profile, Renderer, State, Stop, Validation, fit,
 };
 
 use crate::exits;
@@ -71,6 +72,16 @@ pub struct Outlets<'a> {
     pub renderer: &'a mut Renderer,
     /// `metrics.jsonl`.
     pub metrics: &'a mut RowWriter<MetricRow>,
+}
+
+/// What a latent stage reads.
+struct LatentData<D, B> {
+    /// Training batches.
+    batches: D,
+    /// Validation batches.
+    validation: Vec<B>,
+    /// How long the teacher read before the first step.
+    beforehand: Duration,
 }
 
 impl Run<'_> {
@@ -184,14 +195,17 @@ impl Run<'_> {
         let seed = self.experiment.seed;
         let rollout = config.align.rollouts(seed, stage.training.steps);
         let shape = teacher.config();
-        let (batches, validation) =
-            self.latent_data(stage, &settings, &teacher, rollout, outlets)?;
-        let batches = JointBatches::new(batches, move |step| exits_drawn(seed, step));
+        let data = self.latent_data(stage, &settings, &teacher, rollout, outlets)?;
+        let batches = JointBatches::new(data.batches, move |step| exits_drawn(seed, step));
         let joint = |batch: LatentBatch| {
             let rollout = batch.rollout;
             JointBatch::new(batch, rollout)
         };
-        let data = (batches, validation.into_iter().map(joint).collect());
+        let data = LatentData {
+            batches,
+            validation: data.validation.into_iter().map(joint).collect(),
+            beforehand: data.beforehand,
+        };
 
         let feedback = &settings.latents.feedback;
         let student = LatentTransformer::new(teacher.clone(), feedback, seed, &device);
@@ -213,7 +227,7 @@ impl Run<'_> {
         teacher: &Transformer,
         rollout: impl Fn(u64) -> Rollout + Send + Sync + 'static,
         outlets: &mut Outlets<'_>,
-    ) -> Result<(LatentBatches, Vec<LatentBatch>)> {
+    ) -> Result<LatentData<LatentBatches, LatentBatch>> {
         let (seed, context) = (self.experiment.seed, teacher.config().context);
         let (mut batches, skipped) = self
             .workbench
@@ -232,10 +246,17 @@ impl Run<'_> {
                 first.id
             ));
         }
-        if keeps_lessons(stage, batches.problems(), teacher.config().d_model) {
+        let begun = Instant::now();
+        let stands = self.checkpoints(stage, None)?.latest()?;
+        let finished = stands.is_some_and(|state| state.finished);
+        if !finished && keeps_lessons(stage, batches.problems(), teacher.config().d_model) {
             self.keep_lessons(stage, &mut batches, teacher, outlets)?;
         }
-        Ok((batches, validation))
+        Ok(LatentData {
+            batches,
+            validation,
+            beforehand: begun.elapsed(),
+        })
     }
 
     /// Lets `teacher` read all problems of `batches`. Where somebody asks to stop, training is what stops.
@@ -275,7 +296,7 @@ impl Run<'_> {
         &self,
         stage: &Stage,
         model: M,
-        (batches, validation): (impl Batches<B>, Vec<B>),
+        data: LatentData<impl Batches<B>, B>,
         rows: impl Fn(&B) -> f64,
         settings: LatentSettings,
         outlets: &mut Outlets<'_>,
@@ -290,11 +311,12 @@ impl Run<'_> {
             Trained::latent(student, shortcuts, settings.clone())
         };
         let validate = |model: &M, _: u64| {
-            let losses = mean_losses(model, validation.clone(), &rows);
+            let losses = mean_losses(model, data.validation.clone(), &rows);
             self.validation(&trained(model), losses)
         };
-        let settings = Some(&settings);
-        let outcome = self.fit(stage, model, &batches, settings, &never, outlets, validate)?;
+        let (batches, settings) = (&data.batches, Some(&settings));
+        let mut outcome = self.fit(stage, model, batches, settings, &never, outlets, validate)?;
+        outcome.profile.add(Phase::Beforehand, data.beforehand);
         Ok(finished(outcome, |model| trained(&model)))
     }
 

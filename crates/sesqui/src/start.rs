@@ -157,13 +157,16 @@ impl Lineage<'_> {
     }
 }
 
-/// Whether `device` has floats of this precision.
+/// Whether all of `devices` have floats of this precision.
 ///
 /// # Errors
 ///
-/// When it has not.
-pub fn computes(device: &Device, precision: Precision) -> Result<(), Misuse> {
-    let has = |precision: Precision| device.supports_dtype(precision.dtype());
+/// When one has not.
+pub fn computes(devices: &[Device], precision: Precision) -> Result<(), Misuse> {
+    let has = |precision: Precision| {
+        let mut devices = devices.iter();
+        devices.all(|device| device.supports_dtype(precision.dtype()))
+    };
     if has(precision) {
         return Ok(());
     }
@@ -171,7 +174,11 @@ pub fn computes(device: &Device, precision: Precision) -> Result<(), Misuse> {
     let others = others.into_iter().filter(|other| has(*other));
     let others: Vec<String> = others.map(|other| format!("{:?}", other.name())).collect();
     Err(Misuse(format!(
-        "precision: this device has no {}; set precision = {}",
+        "precision: {} no {}; set precision = {}",
+        match devices.len() {
+            1 => "this device has",
+            _ => "one of these devices has",
+        },
         precision.name(),
         others.join(" or ")
     )))

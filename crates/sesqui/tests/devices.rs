@@ -15,7 +15,7 @@ use std::process::{Command, Output};
 
 use sesqui::backend::Backend;
 use sesqui::parity::{Check, compare, table};
-use sesqui_run::MetricRow;
+use sesqui_run::{Invocation, MetricRow};
 
 #[test]
 fn wgpu_computes_what_the_cpu_computes() {
@@ -24,6 +24,10 @@ fn wgpu_computes_what_the_cpu_computes() {
     let checks = compare(&place).unwrap();
     println!("{}", table(&checks));
     assert!(checks.iter().all(Check::holds));
+    assert!(
+        checks.iter().any(|check| check.difference > 0.0),
+        "the CPU beside itself"
+    );
 }
 
 /// A server on a free port, stopped when dropped.
@@ -63,6 +67,7 @@ impl Drop for Server {
 fn a_server_computes_what_the_cpu_computes() {
     let server = Server::new();
     let place = Backend::Remote.open(&[1], Some(&server.address)).unwrap();
+    assert_eq!(place.name(), "remote");
     let checks = compare(&place).unwrap();
     println!("{}", table(&checks));
     assert!(checks.iter().all(Check::holds));
@@ -99,6 +104,8 @@ fn learns_the_same(name: &str, arguments: &[&str]) {
     let at = |name: &str| folder.path().join(name);
     train(&at("cpu"), &[]);
     train(&at(name), arguments);
+    let starts = Invocation::read(&at(name).join("invocation.json")).unwrap();
+    assert_eq!(starts[0].backend, name);
     let (expected, found) = (losses(&at("cpu")), losses(&at(name)));
     assert_eq!(expected.len(), 4 * 20);
     assert_eq!(found.len(), expected.len(), "{name}");

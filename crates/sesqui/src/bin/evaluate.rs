@@ -105,7 +105,7 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Override one of those settings; repeatable, for example --set data.kind=svamp
+    /// Override one of those settings, reasoning or precision; repeatable, for example --set data.kind=svamp
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 
@@ -186,7 +186,7 @@ fn evaluate(arguments: &Arguments) -> Result<()> {
             Some(bench) if bench.0.layout == opened.layout => bench,
             _ => self::bench(arguments, opened)?,
         };
-        computes(&device, experiment.precision)?;
+        computes(std::slice::from_ref(&device), experiment.precision)?;
         let mut model = opened.load(&device)?.with_precision(experiment.precision);
         let variants = Variant::all(&arguments.refine, &experiment.reasoning)?;
         let refinements = Preparation::new(&workbench, &experiment, &device)

@@ -205,7 +205,7 @@ fn answer(
     task: &Task<'_>,
     known: bool,
 ) -> Result<()> {
-    computes(device, opened.experiment.precision)?;
+    computes(std::slice::from_ref(device), opened.experiment.precision)?;
     let mut model = opened.load(device)?;
     let flag = arguments.latent_steps.map(|steps| steps as usize);
     let room = Room::new(&model, Asked::new(flag, &opened.experiment.reasoning));

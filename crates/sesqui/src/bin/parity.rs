@@ -47,6 +47,12 @@ fn parity(arguments: &Arguments) -> Result<ExitCode> {
         ))
         .into());
     }
+    if place.workers().len() > 1 {
+        return Err(Misuse(
+            "--devices: one device is compared at a time; call it once for each".to_owned(),
+        )
+        .into());
+    }
     say(format!("{} beside cpu", place.description()))?;
     let checks = compare(&place)?;
     say(table(&checks))?;

@@ -120,7 +120,7 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     let experiment = &resolved.value;
     experiment.validate()?;
     let place = arguments.place.devices.open()?;
-    computes(place.home(), experiment.precision)?;
+    computes(place.workers(), experiment.precision)?;
     let data_root = data_root(arguments.place.data_root.as_deref());
     let workbench = execution::prepare(experiment, &data_root)?;
     if arguments.dry_run {

@@ -117,7 +117,7 @@ pub fn conduct(asked: &Conduct<'_>) -> Result<ExitCode> {
     }
     let place = asked.place.devices.open()?;
     for run in plan.of_first_seed() {
-        computes(place.home(), run.resolved.value.precision)?;
+        computes(place.workers(), run.resolved.value.precision)?;
     }
 
     let variant = variant(asked.file);

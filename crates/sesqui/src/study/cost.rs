@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sesqui_dataset::batch::SequenceBatch;
 use sesqui_distill::align::Teacher;
 use sesqui_distill::curriculum::{Distillation, StepSupervision, dictated};
-use sesqui_distill::latent::Rollout;
+use sesqui_distill::latent::{Correction, Rollout};
 use sesqui_distill::rollout::exits_drawn;
 use sesqui_distill::shortcut::{ShortcutLoss, StudentInputs, Trains};
 use sesqui_distill::{
@@ -35,7 +35,8 @@ pub struct TrainingCost {
     pub steps: f64,
     /// Tokens without padding, of a latent model latent steps among them.
     pub tokens: f64,
-    /// Seconds in optimizer steps; neither validation nor checkpoints, nor what was lost to a crash.
+    /// Seconds in optimizer steps; neither validation nor checkpoints, nor what was lost to a crash, nor a teacher that
+    /// reads every problem before the first step, whose operations do count.
     pub seconds: f64,
     /// Floating-point operations; `None` where they are not counted.
     pub flops: Option<f64>,
@@ -342,10 +343,10 @@ impl Counter<'_> {
         3.0 * (student + said) + taught
     }
 
-    /// The student on question, latent steps and answer, the head where it is read.
+    /// The student on question, latent steps and answer, the head in the answer.
     fn student(&self, batch: &LatentBatch) -> f64 {
-        let read = batch.answer_cells.len() + batch.labels.iter().flatten().count();
-        self.rows(&batch.real, batch.seq) + read as f64 * self.flops.head()
+        let read = batch.answer_cells.len() as f64;
+        self.rows(&batch.real, batch.seq) + read * self.flops.head()
     }
 
     /// The student feeding itself: question and latent steps, once.
@@ -366,13 +367,26 @@ impl Counter<'_> {
     fn align(&self, config: &AlignConfig, batch: &LatentBatch, taught: f64) -> f64 {
         let fed = match batch.rollout {
             Rollout::TeacherForced => 0.0,
-            Rollout::Student { .. } => self.own_inputs(batch),
+            Rollout::Student { correction, .. } => {
+                // What each latent step is fed is read before it is fed.
+                let read = match correction {
+                    Correction::Never => 0,
+                    Correction::WhereWrong => batch.batch * batch.slots,
+                };
+                self.own_inputs(batch) + read as f64 * self.flops.head()
+            }
+        };
+        let latents = batch.labels.iter().flatten().count() as f64 * self.flops.head();
+        // A loss without weight is computed and reported, and no more.
+        let read_out = match config.weights.read_out > 0.0 {
+            true => 3.0 * latents,
+            false => latents,
         };
         let teacher = match config.teacher {
             Teacher::Frozen => taught * self.chain(&batch.teacher, false),
             Teacher::Shared => 3.0 * self.chain(&batch.teacher, true),
         };
-        3.0 * self.student(batch) + fed + teacher
+        3.0 * self.student(batch) + read_out + fed + teacher
     }
 
     /// `taught` is how often the teacher reads this batch.
@@ -399,7 +413,52 @@ impl Counter<'_> {
 
 #[cfg(test)]
 mod tests {
+    use sesqui_distill::TeacherStates;
+
     use super::*;
+
+    #[test]
+    fn a_teacher_that_reads_every_problem_once_is_counted_once() {
+        let mut experiment = Experiment::default();
+        experiment.shrink();
+        let workbench = Workbench::new(&experiment, "".as_ref()).unwrap();
+        let shape = experiment.model.clone();
+        let counter = Counter {
+            flops: Flops::new(&shape, workbench.tokenizer.vocab_size()),
+        };
+        for name in ["latent", "system15"] {
+            let mut stage = experiment.stage(name).unwrap().clone();
+            let steps = 100;
+            stage.training.steps = steps;
+            let count = |stage: &Stage| {
+                let counted = operations(&experiment, &workbench, stage, steps);
+                counted.unwrap().unwrap()
+            };
+            let once = count(&stage);
+            stage.teacher_states = TeacherStates::EachStep;
+            let each = count(&stage);
+
+            let settings = latent_settings(&experiment, &workbench, &stage)
+                .unwrap()
+                .unwrap();
+            let forced = |_| Rollout::TeacherForced;
+            let context = shape.context;
+            let (batches, _) = workbench
+                .latent_batches(&stage, &settings, context, experiment.seed, forced)
+                .unwrap();
+            let read = (0..steps * stage.training.accumulation).map(|index| {
+                let teacher = batches.batch(index).unwrap().teacher;
+                counter.rows(&teacher.real, teacher.seq)
+            });
+            let read: f64 = read.sum();
+            let problems = batches.problems().iter();
+            let length = problems.map(|problem| problem.sequence.ids.len() - 1);
+            let kept: f64 = length.map(|length| counter.flops.layers(0, length)).sum();
+            assert!(read > 2.0 * kept, "{name}: {read} {kept}");
+            let difference = (each - once) - (read - kept);
+            assert!(difference.abs() <= 1e-9 * each, "{name}: {difference}");
+        }
+    }
 
     #[test]
     fn time_is_that_of_steps_wherever_they_ran() {

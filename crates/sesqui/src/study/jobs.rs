@@ -9,12 +9,13 @@ use crate::provenance::{line, quoted};
 pub fn script(name: &str, runs: &[&str], words: &[String], at: &Path) -> String {
     let command = line(words);
     let folder = quoted(&at.display().to_string());
-    // Slurm makes no folder for what a task says, so it goes where the command runs. It expands % in the name.
+    // Slurm makes no folder for what a task says, so it goes where the command runs. It expands % in the name of a log.
     let name: String = name
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
         .collect();
-    let log = at.join(format!("{name}-%A_%a.log"));
+    let log = at.display().to_string().replace('%', "%%");
+    let log = Path::new(&log).join(format!("{name}-%A_%a.log"));
     let last = runs.len().saturating_sub(1);
     format!(
         "#!/bin/sh\n\
@@ -47,12 +48,17 @@ mod tests {
     #[test]
     fn words_and_folders_are_quoted_and_the_log_lies_outside_the_study() {
         let words = ["train", "--study", "a b.toml", "--set", "x={ y = 'z' }"].map(str::to_owned);
-        let text = script("rivals on 2%", &["d_seed-1"], &words, Path::new("/my runs"));
+        let text = script(
+            "rivals on 2%",
+            &["d_seed-1"],
+            &words,
+            Path::new("/my 5% runs"),
+        );
         for part in [
             "#SBATCH --job-name=rivals-on-2-\n",
             "#SBATCH --array=0-0\n",
-            "#SBATCH --output=\"/my runs/rivals-on-2--%A_%a.log\"\n",
-            "cd '/my runs'\nset -- d_seed-1\n",
+            "#SBATCH --output=\"/my 5%% runs/rivals-on-2--%A_%a.log\"\n",
+            "cd '/my 5% runs'\nset -- d_seed-1\n",
             "exec train --study 'a b.toml' --set 'x={ y = '\\''z'\\'' }' --only \"$1\"\n",
             "printf '%s\\n' d_seed-1 | xargs -P 2 -n 1 train --study 'a b.toml'",
         ] {

@@ -162,8 +162,8 @@ pub(super) fn legend(report: &Report, evaluations: &[(&str, &EvaluationConfig)])
         ),
     }
     lines.push(
-        "Training: its time is that of optimizer steps, without validation; with ancestors, all stages from \
-         the first, whoever else uses them. FLOPs are counted on the batches: a backward pass as two forward \
+        "Training: its time is that of optimizer steps, without validation and a teacher that reads beforehand; \
+         with ancestors, all stages from the first, whoever else uses them. FLOPs are counted on the batches: a backward pass as two forward \
          passes, as one where weights are frozen."
             .to_owned(),
     );

@@ -36,6 +36,16 @@ const REFUSALS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "train",
+        &["--set", "stages.cot.training.epsilon=0"],
+        "stages.cot.training.epsilon: 0 is not above 0",
+    ),
+    (
+        "train",
+        &["--set", "stages.cot.training.clip_norm=-1"],
+        "stages.cot.training.clip_norm: -1 is not 0 or more",
+    ),
+    (
+        "train",
         &["--set", "stages.cot.teacher_states={kind=\"each-step\"}"],
         "stages.cot.teacher_states: objective cot has no frozen teacher; leave it out",
     ),
