@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use sesqui_run::{ConfigSource, Resolved};
+use sesqui_run::{ConfigSource, Resolved, RunPaths};
 
 use crate::backend::{Backend, Place};
 use crate::experiment::Experiment;
@@ -82,6 +82,27 @@ impl ConfigArguments {
             overrides.push("bad_rows=skip".to_owned());
         }
         Ok(sesqui_run::load(source, &overrides)?)
+    }
+
+    /// These arguments; where they say nothing, what the run in `folder` was started with, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When there is no way to say what nothing stands for.
+    pub fn or_of(&self, folder: Option<&Path>) -> Result<Self> {
+        let silent = self.config.is_none() && self.set.is_empty() && !self.skip_bad_rows;
+        let own = folder.map(|folder| RunPaths::new(folder).config());
+        match own {
+            Some(own) if silent && own.is_file() => {
+                // The quick start has a name of its own.
+                let quick_start = std::fs::read_to_string(&own)? == self.resolve()?.text;
+                Ok(Self {
+                    config: (!quick_start).then_some(own),
+                    ..self.clone()
+                })
+            }
+            _ => Ok(self.clone()),
+        }
     }
 
     /// The name of the variant in run directories: the file's study and stem.

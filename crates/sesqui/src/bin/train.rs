@@ -38,7 +38,8 @@ struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     study: Option<PathBuf>,
 
-    /// Run directory, or study directory; resumes what is there [default: a fresh folder under runs/]
+    /// Run directory, or study directory; resumes what is there, a run with its own settings where none are
+    /// given [default: a fresh folder under runs/]
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
 
@@ -113,7 +114,12 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
             emit: arguments.emit,
         });
     }
-    let mut resolved = arguments.config.resolve()?;
+    let config = match arguments.smoke {
+        // What is shrunk already would be shrunk again.
+        true => arguments.config.clone(),
+        false => arguments.config.or_of(arguments.run.as_deref())?,
+    };
+    let mut resolved = config.resolve()?;
     if arguments.smoke {
         resolved = smoke::shrink(resolved)?;
     }
@@ -130,7 +136,7 @@ fn train(arguments: &Arguments) -> Result<ExitCode> {
     }
 
     let started = Timestamp::now();
-    let variant = arguments.config.variant();
+    let variant = config.variant();
     let directory = match &arguments.run {
         Some(path) => RunDirectory::open_or_create(path, &resolved.text)?,
         None => {

@@ -168,6 +168,9 @@ fn killed_and_interrupted_runs_end_like_uninterrupted_ones() {
         "train",
         &words.iter().map(String::as_str).collect::<Vec<_>>(),
     );
+    // By itself a run directory stands for what the run was started with.
+    let alone = ["--renderer", "none", "--run", whole.to_str().unwrap()];
+    assert!(succeed("train", &alone).contains("icot"));
     let total = rows(&whole).len();
     let checkpoints = files(&whole.join("checkpoints"));
     for last in [
