@@ -9,6 +9,7 @@
 
 pub mod batch;
 pub mod config;
+pub mod derive;
 pub mod encode;
 pub mod error;
 pub mod generate;

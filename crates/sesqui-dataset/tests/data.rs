@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use sesqui_dataset::derive;
 use sesqui_dataset::generate::perturb;
 use sesqui_dataset::read::{self, ALL, Availability, BadRows};
 use sesqui_dataset::tokenizer::{Tokenizer, TokenizerConfig};
@@ -705,4 +706,13 @@ fn a_broken_array_fails_as_a_whole() {
         read::strategyqa::read(&folder.path().join("none.json"), BadRows::Fail),
         Err(DatasetError::Io { .. })
     ));
+}
+
+#[test]
+fn the_training_file_of_gsm8k_aug_is_derived_from_published_ones() {
+    let Some(root) = data_root() else {
+        return;
+    };
+    let expected = std::fs::read_to_string(root.join("gsm8k-aug/train_noaug.txt")).unwrap();
+    assert!(derive::gsm8k_equations(&root).unwrap() == expected);
 }

@@ -14,6 +14,7 @@ use sesqui::misuse::{Misuse, report};
 use sesqui::output::say;
 use sesqui::workbench::data_root;
 use sesqui::{data_sets, reopened};
+use sesqui_dataset::derive::gsm8k_equations;
 use sesqui_dataset::encode::PositionLayout;
 use sesqui_dataset::manifest::Status;
 use sesqui_dataset::{Corpus, Problem};
@@ -32,6 +33,7 @@ const EXAMPLES: &str = "\
 Examples:
   prepare list
   prepare verify gsm8k prosqa
+  prepare derive gsm8k-aug
   prepare generate --set seed=2 --split test --limit 5 --out problems.jsonl
   prepare labels --config experiments/gsm8k/cot.toml
   prepare labels --checkpoint runs/first --out labels.jsonl
@@ -47,6 +49,10 @@ enum Task {
     /// Size, SHA-256 and number of records. For a missing file the line says where it comes from:
     /// repository, commit, path. Nothing is fetched. Exit code 1 when a file is missing or differs.
     Verify(Verify),
+    /// Write a file that no repository holds, from published ones below the data root
+    ///
+    /// gsm8k-aug: train_noaug.txt, from train.jsonl of gsm8k and valid.txt. What is there already is left alone.
+    Derive(Derive),
     /// Write problems of an experiment's data as JSON lines
     Generate(Generate),
     /// Count critical steps by the source of their label, or label them by likelihood
@@ -80,6 +86,21 @@ struct Verify {
 
     #[command(flatten)]
     root: Root,
+}
+
+#[derive(Args, Debug)]
+struct Derive {
+    /// Data set
+    #[arg(value_enum, value_name = "NAME")]
+    name: Derivable,
+
+    #[command(flatten)]
+    root: Root,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Derivable {
+    Gsm8kAug,
 }
 
 #[derive(Args, Debug)]
@@ -178,6 +199,7 @@ fn main() -> ExitCode {
     let done = match &Arguments::parse().task {
         Task::List(root) => list(root),
         Task::Verify(arguments) => verify(arguments),
+        Task::Derive(arguments) => derive(arguments),
         Task::Generate(arguments) => generate(arguments),
         Task::Labels(arguments) => labels(arguments),
         Task::Export(arguments) => export(arguments),
@@ -212,6 +234,31 @@ fn verify(arguments: &Verify) -> Result<ExitCode> {
         root.display()
     ))?;
     Ok(ExitCode::from(u8::from(wrong > 0)))
+}
+
+fn derive(arguments: &Derive) -> Result<ExitCode> {
+    let root = data_root(arguments.root.data_root.as_deref());
+    let (name, file) = match arguments.name {
+        Derivable::Gsm8kAug => ("gsm8k-aug", "train_noaug.txt"),
+    };
+    let path = root.join(name).join(file);
+    if !path.exists() {
+        let text = match arguments.name {
+            Derivable::Gsm8kAug => gsm8k_equations(&root)?,
+        };
+        atomic_write(&path, text.as_bytes())?;
+    }
+    let written = format!("{name}/{file}");
+    let report = data_sets::named(&[name.to_owned()])?[0].verify(&root)?;
+    let file = report.files.iter().find(|found| found.path == written);
+    let status = file.map(|found| &found.status);
+    if let Some(status) = status {
+        say(format!("{}: {status}", path.display()))?;
+    }
+    Ok(ExitCode::from(u8::from(!matches!(
+        status,
+        Some(Status::Ok)
+    ))))
 }
 
 fn generate(arguments: &Generate) -> Result<ExitCode> {

@@ -16,6 +16,7 @@ const COMMANDS: &[(&str, &[&str])] = &[
     ("prepare", &["--help"]),
     ("prepare", &["list", "--help"]),
     ("prepare", &["verify", "--help"]),
+    ("prepare", &["derive", "--help"]),
     ("prepare", &["generate", "--help"]),
     ("prepare", &["labels", "--help"]),
     ("prepare", &["export", "--help"]),
