@@ -5,16 +5,16 @@ use std::path::Path;
 
 use crate::error::DatasetError;
 use crate::problem::Problem;
-use crate::read::{BadRows, gsm8k, gsm8k_aug};
+use crate::read::{BadRows, read_file};
 
 /// `gsm8k-aug/train_noaug.txt`: GSM8K's training problems reduced to their equations, in the order of
 /// `gsm8k/train.jsonl`, without those whose question is in `gsm8k-aug/valid.txt`, both below `root`.
 ///
 /// # Errors
-/// [`DatasetError::Io`] where one of the two cannot be read, [`DatasetError::Row`] at a row that is not in its format.
+/// [`DatasetError::Missing`] where one of the two is not there, [`DatasetError::Row`] at a row that is not in its format.
 pub fn gsm8k_equations(root: &Path) -> Result<String, DatasetError> {
-    let train = gsm8k::read(&root.join("gsm8k/train.jsonl"), BadRows::Fail)?;
-    let validation = gsm8k_aug::read(&root.join("gsm8k-aug/valid.txt"), BadRows::Fail)?;
+    let train = read_file(root, "gsm8k/train.jsonl", BadRows::Fail)?;
+    let validation = read_file(root, "gsm8k-aug/valid.txt", BadRows::Fail)?;
     let validation = validation.problems.iter();
     let held_out: HashSet<&str> = validation.map(|held| held.question.as_str()).collect();
     let kept = train.problems.iter();

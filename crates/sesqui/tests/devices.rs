@@ -3,7 +3,7 @@
 //!
 //! One process asks wgpu for everything: trying out kernels takes most of the time.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::collections::BTreeMap;
 #[cfg(feature = "remote")]
