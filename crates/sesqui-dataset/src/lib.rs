@@ -1,7 +1,7 @@
 //! Problems and the batches made of them.
 //!
-//! In here: the [`Problem`] schema, readers for published data sets, seeded generators, criticality
-//! labels, tokenizers, encoding and batching. Every order and every generated row is a function of
+//! In here: the [`Problem`] schema, readers for published data sets, files made of published ones, seeded
+//! generators, criticality labels, tokenizers, encoding and batching. Every order and every generated row is a function of
 //! `(config, seed)`, identical on every machine and for every thread count.
 //!
 //! Must never be in here: anything that knows a model or a tensor library, network access, an order

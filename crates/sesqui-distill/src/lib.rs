@@ -6,7 +6,8 @@
 //! learning, and both at once; a head that says how many latent steps a question needs; the curricula of
 //! Coconut, CODI, SIM-CoT and PCCoT, and of stepwise internalization. D1 to D21 are what
 //! the paper leaves open, by the numbers of `docs/decisions/0012-what-the-paper-leaves-open.md`. Beside
-//! them, what a step is worth to the answer under a chain-of-thought model.
+//! them, what a step is worth to the answer under a chain-of-thought model, and what a frozen teacher says of
+//! every problem, kept.
 //!
 //! Must never be in here: a loop, the choice of a device, a file. The trainer supplies the loop and
 //! the shape of what a step reports.

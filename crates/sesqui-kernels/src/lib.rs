@@ -5,7 +5,8 @@
 //! own ([decision 15](../../../docs/decisions/0015-fused-operations.md)).
 //!
 //! Beside them, what every crate above needs of the machine: reads from a device, counted ([`read`]), and cores that
-//! do not wait for each other ([`on_one_core`], [`side_by_side`]).
+//! do not wait for each other ([`on_one_core`], [`side_by_side`]); and casts between widths of floats that derivatives
+//! survive ([`cast()`]).
 //!
 //! Must never be in here: a model, a loss of a method, unsafe code, a result that depends on the number of threads.
 //!

@@ -2,13 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use sesqui_run::{ConfigSource, Resolved, RunPaths};
 
 use crate::backend::{Backend, Place};
 use crate::experiment::Experiment;
 use crate::misuse::Misuse;
+
+fn text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
 
 /// Which configuration.
 #[derive(Args, Clone, Debug)]
@@ -88,14 +92,14 @@ impl ConfigArguments {
     ///
     /// # Errors
     ///
-    /// When there is no way to say what nothing stands for.
+    /// When the run's configuration cannot be read.
     pub fn or_of(&self, folder: Option<&Path>) -> Result<Self> {
         let silent = self.config.is_none() && self.set.is_empty() && !self.skip_bad_rows;
         let own = folder.map(|folder| RunPaths::new(folder).config());
         match own {
             Some(own) if silent && own.is_file() => {
                 // The quick start has a name of its own.
-                let quick_start = std::fs::read_to_string(&own)? == self.resolve()?.text;
+                let quick_start = text(&own)? == self.resolve()?.text;
                 Ok(Self {
                     config: (!quick_start).then_some(own),
                     ..self.clone()
